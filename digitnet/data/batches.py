@@ -1,0 +1,57 @@
+"""Which examples make up which batch: a pure function of the step."""
+
+from collections.abc import Iterator
+import functools
+import math
+
+import numpy as np
+
+from digitnet.data.splits import permutation
+
+
+def num_steps_per_epoch(num_examples: int, batch_size: int) -> int:
+  """Batches in one pass; the last may be short, as in Keras."""
+  return math.ceil(num_examples / batch_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(num_examples, seed, epoch):
+  # Split seeds use the one-number keys; epochs count from 1 to stay apart.
+  return permutation(num_examples, seed, epoch + 1)
+
+
+def train_batch(
+    step: int, num_examples: int, batch_size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The batch of update number `step`, counted from 0.
+
+  Each epoch has an order of its own and holds every example exactly once.
+
+  Returns:
+    indices: [batch_size] int32, padded with 0.
+    mask: [batch_size] bool, False where padded.
+  """
+  steps_per_epoch = num_steps_per_epoch(num_examples, batch_size)
+  epoch, place = divmod(step, steps_per_epoch)
+  order = _epoch_order(num_examples, seed, epoch)
+  return _pad(order[place * batch_size : (place + 1) * batch_size], batch_size)
+
+
+def eval_batches(
+    num_examples: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Batches that hold each example exactly once, in order.
+
+  Yields:
+    indices: [batch_size] int32, padded with 0.
+    mask: [batch_size] bool, False where padded.
+  """
+  for start in range(0, num_examples, batch_size):
+    stop = min(start + batch_size, num_examples)
+    yield _pad(np.arange(start, stop), batch_size)
+
+
+def _pad(indices, batch_size):
+  missing = batch_size - len(indices)
+  mask = np.arange(batch_size) < len(indices)
+  return np.pad(indices.astype(np.int32), (0, missing)), mask

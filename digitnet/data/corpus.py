@@ -1,0 +1,71 @@
+"""What a source hands over, and what a run trains on."""
+
+import dataclasses
+
+import numpy as np
+
+# The label of an example whose label nobody gave.
+NO_LABEL = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Examples in a fixed order.
+
+  Attributes:
+    images: [N, 28, 28, 1] uint8, ink bright on a dark ground.
+    labels: [N] int32 in 0..9, or `NO_LABEL`.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self):
+    return len(self.labels)
+
+  def take(self, indices: np.ndarray) -> 'Split':
+    return Split(self.images[indices], self.labels[indices])
+
+  @property
+  def labelled(self) -> bool:
+    """Whether every example has a label (an empty split has)."""
+    return bool(np.all(self.labels != NO_LABEL))
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """A data set as its publisher cut it.
+
+  Attributes:
+    name: what the data are, as every output names them.
+    train: the labelled part.
+    test: the publisher's own test part; None where there is none.
+  """
+
+  name: str
+  train: Split
+  test: Split | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """The three splits of a run.
+
+  Attributes:
+    name: what the data are.
+    source: the name in `SOURCES` they came from.
+    train, validation, test: disjoint splits; test may have no labels.
+  """
+
+  name: str
+  source: str
+  train: Split
+  validation: Split
+  test: Split
+
+  @property
+  def split_sizes(self) -> dict[str, int]:
+    return {
+        name: len(getattr(self, name))
+        for name in ('train', 'validation', 'test')
+    }

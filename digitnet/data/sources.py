@@ -1,0 +1,101 @@
+"""Where digits come from, and which source `auto` takes."""
+
+from collections.abc import Callable
+
+from etils import epath
+
+from digitnet.data import bundled
+from digitnet.data import idx
+from digitnet.data import kaggle
+from digitnet.data import splits
+from digitnet.data import tfds_source
+from digitnet.data.corpus import Corpus
+from digitnet.data.corpus import Dataset
+from digitnet.errors import UserError
+
+
+def _tfds(data_dir, manual_dir):
+  return tfds_source.load(data_dir, manual_dir)
+
+
+def _kaggle(data_dir, manual_dir):
+  del manual_dir
+  return kaggle.load(_folder(data_dir, 'train.csv and test.csv'))
+
+
+def _idx(data_dir, manual_dir):
+  # MNIST's .gz files are IDX files too, so either folder will do.
+  return idx.load(_folder(data_dir or manual_dir, 'the four IDX files'))
+
+
+def _bundled(data_dir, manual_dir):
+  del data_dir, manual_dir
+  return bundled.load()
+
+
+# (data_dir, manual_dir) -> Corpus.
+SOURCES: dict[str, Callable[[str, str], Corpus]] = {
+    'tfds': _tfds,
+    'kaggle': _kaggle,
+    'idx': _idx,
+    'bundled': _bundled,
+}
+
+
+def load(
+    source: str,
+    data_dir: str,
+    manual_dir: str,
+    split: str,
+    split_seed: int,
+    say: Callable[[str], None],
+) -> Dataset:
+  """Loads a data set and cuts it.
+
+  Args:
+    source: a name in `SOURCES`, or 'auto'.
+    data_dir: a folder with the files, or TFDS' own; '' when not needed.
+    manual_dir: a folder with MNIST's four .gz files, for TFDS; '' for none.
+    split: a name in `splits.SPLITS`.
+    split_seed: of the permutation that is cut.
+    say: takes one line saying what `auto` took, and why.
+
+  Raises:
+    UserError: a folder or a file is missing or wrong.
+  """
+  if source == 'auto':
+    source, corpus = _auto(data_dir, manual_dir, say)
+  else:
+    corpus = SOURCES[source](data_dir, manual_dir)
+  return splits.cut(corpus, source, split, split_seed)
+
+
+def _auto(data_dir, manual_dir, say):
+  """Files at hand first, then MNIST by TFDS, then the bundled digits."""
+  if data_dir:
+    folder = _folder(data_dir, 'CSV or IDX files, or TFDS data')
+    if any((folder / name).exists() for name in (kaggle.TRAIN, kaggle.TEST)):
+      say(f'data: auto takes kaggle, whose CSV files are in {folder}')
+      return 'kaggle', kaggle.load(folder)
+    names = [name for pair in idx.FILES.values() for name in pair]
+    if any(idx.find(folder, name) for name in names):
+      say(f'data: auto takes idx, whose files are in {folder}')
+      return 'idx', idx.load(folder)
+  try:
+    corpus = tfds_source.load(data_dir, manual_dir)
+    say('data: auto takes tfds, which has MNIST or can have it')
+    return 'tfds', corpus
+  except tfds_source.NetworkUnavailable as error:
+    say(f'data: auto takes {bundled.NAME}, because {error}')
+    return 'bundled', bundled.load()
+
+
+def _folder(path, contents):
+  if not path:
+    raise UserError(f'config.data.dir is not set: name the folder with {contents}')
+  folder = epath.Path(path).expanduser()
+  if not folder.is_dir():
+    raise UserError(
+        f'config.data.dir={path}: no such folder; it must hold {contents}'
+    )
+  return folder

@@ -1,0 +1,24 @@
+"""The ways a run ends early, each with its exit code."""
+
+
+class UserError(Exception):
+  """A mistake the user can mend: shown as one line, exit code 2.
+
+  The message says what is wrong, where, and what to do.
+  """
+
+
+class TrainingFailed(Exception):
+  """Training cannot go on, through nobody's typing: one line, exit code 1."""
+
+
+class Stopped(Exception):
+  """A signal asked the run to stop; the state has been saved.
+
+  Attributes:
+    signum: the signal's number; the process exits with 128 + signum.
+  """
+
+  def __init__(self, signum: int, message: str):
+    super().__init__(message)
+    self.signum = signum

@@ -1,0 +1,88 @@
+"""Sums that merge: over devices, over batches, and over a resumed run.
+
+Everything is summed and divided once, at the end, so each example weighs the
+same whatever the batch size and the device count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from digitnet.model import NUM_CLASSES
+
+
+class BatchMetrics(struct.PyTreeNode):
+  """Sums over the real examples of one batch, on device.
+
+  Attributes:
+    loss: [] float32, the summed cross-entropy in nats.
+    confusion: [10, 10] int32, counts by true (row) and predicted (column).
+  """
+
+  loss: jax.Array
+  confusion: jax.Array
+
+  @classmethod
+  def compute(cls, logits, labels, mask) -> BatchMetrics:
+    """Args: logits [N, 10]; labels [N] int32; mask [N] bool, the real ones."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    predicted = jnp.argmax(logits, axis=-1)
+    confusion = jnp.zeros((NUM_CLASSES, NUM_CLASSES), jnp.int32)
+    return cls(
+        loss=jnp.sum(jnp.where(mask, losses, 0)),
+        confusion=confusion.at[labels, predicted].add(mask.astype(jnp.int32)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+  """Sums over any number of batches, on the host, in float64.
+
+  Attributes:
+    loss: the summed cross-entropy in nats.
+    confusion: [10, 10] int64, counts by true (row) and predicted (column).
+  """
+
+  loss: float = 0.0
+  confusion: np.ndarray = dataclasses.field(
+      default_factory=lambda: np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+  )
+
+  def merge(self, other: Metrics | BatchMetrics) -> Metrics:
+    return Metrics(
+        loss=self.loss + float(other.loss),
+        confusion=self.confusion + np.asarray(other.confusion, np.int64),
+    )
+
+  @property
+  def num_examples(self) -> int:
+    return int(self.confusion.sum())
+
+  @property
+  def num_errors(self) -> int:
+    return self.num_examples - int(np.trace(self.confusion))
+
+  def summary(self) -> dict[str, float | int]:
+    """Mean loss and accuracy, with the counts they were divided from."""
+    count = self.num_examples
+    if not count:
+      raise ValueError('no example was counted')
+    return {
+        'loss': self.loss / count,
+        'accuracy': 1 - self.num_errors / count,
+        'num_errors': self.num_errors,
+        'num_examples': count,
+    }
+
+  def to_json(self) -> dict:
+    return {'loss': self.loss, 'confusion': self.confusion.tolist()}
+
+  @classmethod
+  def from_json(cls, saved: dict) -> Metrics:
+    return cls(saved['loss'], np.asarray(saved['confusion'], np.int64))

@@ -1,0 +1,96 @@
+"""The learning-rate schedule and the optimizer, from the config's `optim`."""
+
+from collections.abc import Sequence
+
+import optax
+
+
+def _constant(peak, total_steps, warmup_steps):
+  del total_steps
+  return _warmed_up(optax.constant_schedule(peak), peak, warmup_steps)
+
+
+def _cosine(peak, total_steps, warmup_steps):
+  decay = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup_steps))
+  return _warmed_up(decay, peak, warmup_steps)
+
+
+def _one_cycle(peak, total_steps, warmup_steps):
+  # Smith and Topin, 2018 (arXiv:1708.07120): up from peak / 25 over the warmup,
+  # then down to nearly zero, both along a cosine.
+  if total_steps <= warmup_steps or not warmup_steps:
+    return _cosine(peak, total_steps, warmup_steps)
+  return optax.cosine_onecycle_schedule(
+      total_steps, peak, pct_start=warmup_steps / total_steps
+  )
+
+
+def _warmed_up(schedule, peak, warmup_steps):
+  if not warmup_steps:
+    return schedule
+  # The first update already moves: 1/n, 2/n, ... of the peak.
+  rise = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
+  if warmup_steps == 1:
+    rise = optax.constant_schedule(peak)
+  return optax.join_schedules([rise, schedule], [warmup_steps])
+
+
+# (peak, total_steps, warmup_steps) -> optax.Schedule. A 'plateau' is constant
+# within the step; `plateau_scale` halves it from outside, between evaluations.
+SCHEDULES = {
+    'constant': _constant,
+    'cosine': _cosine,
+    'one_cycle': _one_cycle,
+    'plateau': _constant,
+}
+
+
+def make_schedule(
+    name: str, learning_rate: float, total_steps: int, warmup_steps: int
+) -> optax.Schedule:
+  """A function from the number of updates done to the learning rate.
+
+  Args:
+    name: a name in `SCHEDULES`.
+    learning_rate: the highest the schedule reaches.
+    total_steps: updates in the whole run.
+    warmup_steps: updates over which the learning rate rises.
+  """
+  return SCHEDULES[name](learning_rate, total_steps, warmup_steps)
+
+
+def make_optimizer(
+    schedule: optax.Schedule, b1: float, b2: float, eps: float
+) -> optax.GradientTransformation:
+  """Adam (Kingma and Ba, 2015) that follows `schedule`."""
+  return optax.adam(schedule, b1=b1, b2=b2, eps=eps)
+
+
+def plateau_scale(
+    errors: Sequence[int], factor: float, patience: int, min_scale: float
+) -> float:
+  """What the 'plateau' schedule multiplies the learning rate by.
+
+  A pure function of the validation history, so that resuming needs nothing
+  else. It follows Keras' ReduceLROnPlateau, the classical recipe of this family
+  of networks: after `patience` evaluations in a row without a new best, scale
+  by `factor` and count afresh.
+
+  Args:
+    errors: the number of wrong validation examples, one an evaluation.
+    factor: the scale of one reduction, in (0, 1).
+    patience: evaluations to wait.
+    min_scale: the scale never goes below this.
+
+  Returns:
+    The scale, in [min_scale, 1].
+  """
+  best, waited, scale = float('inf'), 0, 1.0
+  for num_errors in errors:
+    if num_errors < best:
+      best, waited = num_errors, 0
+      continue
+    waited += 1
+    if waited >= patience:
+      scale, waited = max(scale * factor, min_scale), 0
+  return scale

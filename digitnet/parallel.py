@@ -1,0 +1,39 @@
+"""Data parallelism: the only pmap, and the arrays it works on.
+
+A replicated tree has a leading axis of devices, each holding a full copy. A
+sharded batch has the same axis, each device holding its part.
+"""
+
+from collections.abc import Callable
+
+from flax import jax_utils
+import jax
+import numpy as np
+
+AXIS = 'batch'
+
+
+def pmap(step: Callable, donate_argnums: tuple[int, ...] = ()) -> Callable:
+  """Runs `step` on every device, with `AXIS` for its collectives."""
+  return jax.pmap(step, axis_name=AXIS, donate_argnums=donate_argnums)
+
+
+def replicate(tree):
+  """A full copy of each array on every local device: [devices, ...]."""
+  return jax_utils.replicate(tree)
+
+
+def shard(tree):
+  """Splits the leading axis of host arrays: [N, ...] to [devices, N / devices, ...]."""
+  num_devices = jax.local_device_count()
+  return jax.tree.map(
+      lambda x: np.reshape(x, (num_devices, -1, *np.shape(x)[1:])), tree
+  )
+
+
+def first(tree):
+  """One device's copy of a replicated tree.
+
+  Reads the device's own shard: indexing the whole array would gather it.
+  """
+  return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
