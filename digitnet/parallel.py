@@ -32,8 +32,15 @@ def shard(tree):
 
 
 def first(tree):
-  """One device's copy of a replicated tree.
+  """One device's copy of a replicated tree, as new arrays on that device.
 
   Reads the device's own shard: indexing the whole array would gather it.
   """
   return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+
+
+def to_host(tree):
+  """One device's copy of a replicated tree, as NumPy arrays; waits for it."""
+  return jax.tree.map(
+      lambda x: np.asarray(x.addressable_shards[0].data)[0], tree
+  )

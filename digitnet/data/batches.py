@@ -9,15 +9,23 @@ import numpy as np
 from digitnet.data.splits import permutation
 
 
-def num_steps_per_epoch(num_examples: int, batch_size: int) -> int:
-  """Batches in one pass; the last may be short, as in Keras."""
+def num_steps_per_pass(num_examples: int, batch_size: int) -> int:
+  """Batches that hold each example once; the last may be short, as in Keras."""
   return math.ceil(num_examples / batch_size)
 
 
+def num_steps_per_epoch(
+    num_examples: int, batch_size: int, min_steps: int
+) -> int:
+  """An epoch is one pass, or the fewest whole passes of `min_steps` or more."""
+  steps = num_steps_per_pass(num_examples, batch_size)
+  return steps * math.ceil(min_steps / steps)
+
+
 @functools.lru_cache(maxsize=2)
-def _epoch_order(num_examples, seed, epoch):
-  # Split seeds use the one-number keys; epochs count from 1 to stay apart.
-  return permutation(num_examples, seed, epoch + 1)
+def _order(num_examples, seed, pass_number):
+  # Splits use keys of one number; passes count from 1 to stay apart from them.
+  return permutation(num_examples, seed, pass_number + 1)
 
 
 def train_batch(
@@ -25,16 +33,23 @@ def train_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
   """The batch of update number `step`, counted from 0.
 
-  Each epoch has an order of its own and holds every example exactly once.
+  Each pass has an order of its own and holds every example exactly once.
 
   Returns:
     indices: [batch_size] int32, padded with 0.
     mask: [batch_size] bool, False where padded.
   """
-  steps_per_epoch = num_steps_per_epoch(num_examples, batch_size)
-  epoch, place = divmod(step, steps_per_epoch)
-  order = _epoch_order(num_examples, seed, epoch)
+  pass_number, place = divmod(
+      step, num_steps_per_pass(num_examples, batch_size)
+  )
+  order = _order(num_examples, seed, pass_number)
   return _pad(order[place * batch_size : (place + 1) * batch_size], batch_size)
+
+
+def num_images(step: int, num_examples: int, batch_size: int) -> int:
+  """Images in the first `step` batches, padding not counted."""
+  passes, place = divmod(step, num_steps_per_pass(num_examples, batch_size))
+  return passes * num_examples + place * batch_size
 
 
 def eval_batches(

@@ -1,6 +1,7 @@
 """What a source hands over, and what a run trains on."""
 
 import dataclasses
+import zlib
 
 import numpy as np
 
@@ -69,3 +70,13 @@ class Dataset:
         name: len(getattr(self, name))
         for name in ('train', 'validation', 'test')
     }
+
+  @property
+  def fingerprint(self) -> str:
+    """Equal for equal data in equal order: name, sizes and a CRC of all arrays."""
+    crc = 0
+    for split in (self.train, self.validation, self.test):
+      crc = zlib.crc32(split.images, crc)
+      crc = zlib.crc32(split.labels, crc)
+    sizes = '/'.join(map(str, self.split_sizes.values()))
+    return f'{self.name}, {sizes}, crc32 {crc:08x}'

@@ -1,0 +1,15 @@
+"""Kaggle's "Digit Recognizer": train.csv and test.csv in, predictions.csv out.
+
+    python main.py --config=configs/kaggle.py --config.data.dir=FOLDER
+
+The file to submit is predictions.csv in the workdir. Expected: what the default
+config reaches on MNIST, since the images are the same.
+"""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.data.source = 'kaggle'
+  return config

@@ -1,0 +1,128 @@
+"""Saving and restoring: the only user of Orbax.
+
+A checkpoint is one folder, `checkpoints/<step>`, that appears whole or not at
+all, with three items: `params` (readable alone), `optimizer`, and `progress`
+(JSON: what the loop knows besides the arrays).
+"""
+
+from collections.abc import Sequence
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from digitnet.errors import UserError
+from digitnet.steps import TrainState
+
+
+class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+  """Keeps the newest few and the best."""
+
+  def __init__(self, num_newest: int):
+    self.num_newest = num_newest
+    self.best_step: int | None = None
+
+  def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+    del context
+    newest = {info.step for info in checkpoints[-self.num_newest :]}
+    return [
+        info.step in newest or info.step == self.best_step
+        for info in checkpoints
+    ]
+
+
+class Checkpoints:
+  """The checkpoints of one run."""
+
+  def __init__(self, folder: epath.Path, num_newest: int = 1):
+    """Args: folder: of all steps; num_newest: how many to keep beside the best."""
+    self._folder = folder
+    self._policy = _NewestAndBest(num_newest)
+    self._manager = ocp.CheckpointManager(
+        folder,
+        item_names=('params', 'optimizer', 'progress'),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy,
+            # What a kill in mid-save left behind.
+            cleanup_tmp_directories=True,
+        ),
+    )
+
+  @property
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def save(self, state: TrainState, progress: dict, best_step: int | None):
+    """Starts saving, and returns while the files are being written.
+
+    Args:
+      state: of one device, that no later step overwrites.
+      progress: JSON values; goes with the state.
+      best_step: the step of the checkpoint to keep as the best.
+    """
+    self._policy.best_step = best_step
+    step = int(state.step)
+    saved = self._manager.save(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave(state.opt_state),
+            progress=ocp.args.JsonSave(progress),
+        ),
+    )
+    if not saved:
+      raise RuntimeError(f'Orbax did not save step {step} in {self._folder}')
+
+  def restore(self, step: int, like: TrainState) -> TrainState:
+    """The full state at `step`, on the first local device.
+
+    Args:
+      step: a saved step.
+      like: a state of the same shapes and dtypes; may be abstract.
+
+    Raises:
+      UserError: the checkpoint belongs to another network.
+    """
+    params, opt_state = self._restore_items(
+        step, params=like.params, optimizer=like.opt_state
+    )
+    return TrainState(jnp.asarray(step, jnp.int32), params, opt_state)
+
+  def restore_params(self, step: int, like: dict) -> dict:
+    """The parameters alone at `step`; see `restore`."""
+    (params,) = self._restore_items(step, params=like)
+    return params
+
+  def restore_progress(self, step: int) -> dict:
+    """The JSON values saved with `step`."""
+    args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)['progress']
+
+  def _restore_items(self, step, **like):
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+    )
+    try:
+      items = self._manager.restore(
+          step,
+          args=ocp.args.Composite(**{
+              name: ocp.args.StandardRestore(target)
+              for name, target in targets.items()
+          }),
+      )
+    except (ValueError, KeyError) as error:
+      reason = str(error).strip().splitlines()[0]
+      raise UserError(
+          f'{self._folder / str(step)}: the checkpoint does not fit the network'
+          f' of this config ({reason})'
+      ) from None
+    return [items[name] for name in like]
+
+  def wait(self) -> None:
+    """Until every save is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()

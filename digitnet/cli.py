@@ -1,0 +1,46 @@
+"""How every program here ends: one clear line, and the right exit code."""
+
+from collections.abc import Callable
+import errno
+import os
+import sys
+
+from digitnet.errors import Stopped
+from digitnet.errors import TrainingFailed
+from digitnet.errors import UserError
+
+
+def run(main: Callable[[], None]) -> int:
+  """Calls `main` and turns what it raises into an exit code.
+
+  Returns:
+    0 done; 1 a failure; 2 the user's mistake; 128 + number after a signal.
+    What is a fault of ours is raised again, with its traceback.
+  """
+  try:
+    main()
+    sys.stdout.flush()
+    return 0
+  except UserError as error:
+    return _fail(error, 2)
+  except TrainingFailed as error:
+    return _fail(error, 1)
+  except Stopped as error:
+    return _fail(error, 128 + error.signum)
+  except KeyboardInterrupt:
+    return _fail('interrupted', 130)
+  except BrokenPipeError:
+    # Nobody reads our output any more, as after `| head`: no fault of ours.
+    # What is still buffered goes nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      return _fail(f'{error.filename or "output"}: {error.strerror}', 1)
+    raise
+
+
+def _fail(message, code):
+  text = ' '.join(str(message).split())
+  print(f'digitnet: {text}', file=sys.stderr)
+  return code

@@ -1,0 +1,209 @@
+"""What each knob may be, checked before anything is compiled.
+
+`configs/default.py` is the complete list of knobs; `RULES` says of each what is
+allowed. Validation also refuses what is missing from either list.
+"""
+
+from collections.abc import Callable, Sequence
+import json
+import math
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from digitnet import durations
+from digitnet.data import sources
+from digitnet.data import splits
+from digitnet.errors import UserError
+from digitnet.model import IMAGE_SHAPE
+from digitnet.optim import SCHEDULES
+
+
+class Rule(NamedTuple):
+  holds: Callable[[Any], bool]
+  allowed: str
+
+
+def _is_int(value):
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value):
+  return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
+
+
+def _int(low, high=2**31 - 1):
+  return Rule(
+      lambda value: _is_int(value) and low <= value <= high,
+      f'a whole number from {low} to {high:,}',
+  )
+
+
+def _number(holds, allowed):
+  return Rule(lambda value: _is_number(value) and holds(value), allowed)
+
+
+def _choice(*names):
+  return Rule(lambda value: value in names, 'one of ' + ', '.join(names))
+
+
+def _each(rule, what):
+  return Rule(
+      lambda value: isinstance(value, (tuple, list)) and all(map(rule.holds, value)),
+      f'a tuple, each of it {what}',
+  )
+
+
+def _is_duration(value):
+  try:
+    durations.parse(value)
+  except (TypeError, ValueError):
+    return False
+  return True
+
+
+def _is_positive_duration(value):
+  return _is_duration(value) and durations.parse(value)[0] > 0
+
+
+_TEXT = Rule(lambda value: isinstance(value, str), "a text; '' for none")
+_DURATION = Rule(_is_positive_duration, f'more than 0: {durations.ALLOWED}')
+_NOT_NEGATIVE = _number(lambda value: value >= 0, 'a number, 0 or more')
+_POSITIVE = _number(lambda value: value > 0, 'a number above 0')
+_FRACTION = _number(lambda value: 0 <= value < 1, 'a number from 0 to below 1')
+_FEATURES = _int(1, 2**20)
+_DTYPE = _choice('float32', 'bfloat16')
+
+RULES: dict[str, Rule] = {
+    'seed': _int(0),
+    'duration': _DURATION,
+    'batch_size': _int(1),
+    'eval_batch_size': _int(1),
+    'min_steps_per_epoch': _int(1),
+    'data.source': _choice('auto', *sources.SOURCES),
+    'data.dir': _TEXT,
+    'data.manual_dir': _TEXT,
+    'data.split': _choice(*splits.SPLITS),
+    'data.split_seed': _int(0),
+    'model.conv_features': _each(
+        Rule(
+            lambda block: len(block) > 0 and _each(_FEATURES, '').holds(block), ''
+        ),
+        'a tuple of whole numbers from 1, like ((32, 32), (64, 64))',
+    ),
+    'model.kernel_sizes': _each(_int(1, 28), 'a whole number from 1 to 28'),
+    'model.conv_dropout_rates': _each(_FRACTION, _FRACTION.allowed),
+    'model.dense_features': _each(_FEATURES, 'a whole number from 1'),
+    'model.dense_dropout_rates': _each(_FRACTION, _FRACTION.allowed),
+    'model.dtype': _DTYPE,
+    'model.param_dtype': _DTYPE,
+    'augment.rotation': _NOT_NEGATIVE,
+    'augment.zoom': _FRACTION,
+    'augment.shear': _NOT_NEGATIVE,
+    'augment.translation': _NOT_NEGATIVE,
+    'optim.learning_rate': _POSITIVE,
+    'optim.schedule': _choice(*SCHEDULES),
+    'optim.warmup': Rule(_is_duration, durations.ALLOWED),
+    'optim.b1': _FRACTION,
+    'optim.b2': _FRACTION,
+    'optim.eps': _POSITIVE,
+    'optim.plateau_patience': _int(1),
+    'optim.plateau_factor': _number(
+        lambda value: 0 < value < 1, 'a number between 0 and 1'
+    ),
+    'optim.plateau_min_scale': _number(
+        lambda value: 0 < value <= 1, 'a number above 0, at most 1'
+    ),
+    'log_every': _DURATION,
+    'eval_every': _DURATION,
+    'checkpoint_every': _DURATION,
+    'keep_checkpoints': _int(1),
+}
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The config as dotted name -> value, as JSON would give the values back."""
+  flat = {}
+
+  def visit(prefix, values):
+    for name, value in values.items():
+      if isinstance(value, dict):
+        visit(f'{prefix}{name}.', value)
+      else:
+        flat[prefix + name] = value
+
+  visit('', json.loads(json.dumps(config.to_dict())))
+  return flat
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks every value.
+
+  Raises:
+    UserError: names the field, its value, and what is allowed.
+  """
+  values = flatten(config)
+  for name in values.keys() | RULES.keys():
+    if name not in RULES:
+      raise UserError(f'config.{name}: there is no such field; remove it')
+    if name not in values:
+      raise UserError(f'config.{name} is missing; configs/default.py has it')
+  for name, rule in RULES.items():
+    if not rule.holds(values[name]):
+      raise UserError(
+          f'config.{name}={values[name]!r}: must be {rule.allowed}'
+      )
+  _check_lengths(values)
+
+
+def _check_lengths(values):
+  for name, like in (
+      ('kernel_sizes', 'conv_features'),
+      ('conv_dropout_rates', 'conv_features'),
+      ('dense_dropout_rates', 'dense_features'),
+  ):
+    value, wanted = values[f'model.{name}'], values[f'model.{like}']
+    if len(value) != len(wanted):
+      raise UserError(
+          f'config.model.{name}={tuple(value)!r}: must have {len(wanted)} entries,'
+          f' as many as config.model.{like}'
+      )
+  # Every block halves the picture; 1x1 cannot be halved.
+  most = int(math.log2(IMAGE_SHAPE[0]))
+  if len(values['model.conv_features']) > most:
+    raise UserError(
+        f'config.model.conv_features has {len(values["model.conv_features"])}'
+        f' blocks: {most} pooling steps bring 28x28 to 1x1, so at most {most}'
+    )
+
+
+def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
+  """Checks that batches divide evenly over the devices.
+
+  Raises:
+    UserError: names the nearest sizes that do.
+  """
+  for name in ('batch_size', 'eval_batch_size'):
+    size = config[name]
+    if size % num_devices:
+      below = size // num_devices * num_devices
+      nearest = [str(n) for n in (below, below + num_devices) if n]
+      raise UserError(
+          f'config.{name}={size}: does not divide over {num_devices} devices;'
+          f' nearest that do: {" and ".join(nearest)}'
+      )
+
+
+# Where data lie may change between two starts of one run; what they are may not.
+_FREE = frozenset({'data.dir', 'data.manual_dir'})
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], free: Sequence[str] = _FREE
+) -> list[str]:
+  """One 'field: old -> new' for each field that differs and matters to a run."""
+  return [
+      f'{name}: {old.get(name, "(none)")} -> {new.get(name, "(none)")}'
+      for name in sorted(old.keys() | new.keys())
+      if name not in free and old.get(name) != new.get(name)
+  ]

@@ -1,0 +1,101 @@
+"""What a person sees while a run goes on: lines, a bar, and a pace."""
+
+import contextlib
+import datetime
+import sys
+import time
+
+import tqdm
+
+
+def say(line: str) -> None:
+  """Prints a line, above the bar where there is one."""
+  tqdm.tqdm.write(line, file=sys.stdout)
+  sys.stdout.flush()
+
+
+class Pace:
+  """A progress bar and the speed of training, pauses left out.
+
+  Without a terminal there is no bar; `describe` then serves plain lines.
+
+  Attributes:
+    seconds: time spent training so far.
+    num_images: images trained on in that time.
+  """
+
+  def __init__(
+      self,
+      total_images: int,
+      done_images: int,
+      seconds: float = 0.0,
+      num_images: int = 0,
+  ):
+    """What earlier starts of the run did counts too.
+
+    Args:
+      total_images: in the whole run.
+      done_images: trained on by earlier starts.
+      seconds, num_images: what earlier starts timed.
+    """
+    self.seconds = seconds
+    self.num_images = num_images
+    self._total, self._done = total_images, done_images
+    self._since: float | None = None
+    self._bar = tqdm.tqdm(
+        total=total_images,
+        initial=done_images,
+        unit='img',
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+  def start(self) -> None:
+    """Starts the clock, if it stands: once the first step, compiled, is done."""
+    if self._since is None:
+      self._since = time.perf_counter()
+
+  def step(self, num_images: int) -> None:
+    """Counts the images of a finished step, timed if the clock runs."""
+    self._done += num_images
+    self._bar.update(num_images)
+    if self._since is not None:
+      now = time.perf_counter()
+      self.seconds += now - self._since
+      self._since = now
+      self.num_images += num_images
+
+  @contextlib.contextmanager
+  def pause(self):
+    """Keeps evaluation and the like out of the measured speed."""
+    running = self._since is not None
+    if running:
+      self.seconds += time.perf_counter() - self._since
+      self._since = None
+    yield
+    if running:
+      self.start()
+
+  @property
+  def images_per_second(self) -> float | None:
+    """Over the run so far; None before anything was timed."""
+    return self.num_images / self.seconds if self.seconds else None
+
+  def describe(self) -> str:
+    """'163 images/s, 0:11:05 left'."""
+    rate = self.images_per_second
+    if not rate:
+      return ''
+    left = datetime.timedelta(seconds=round((self._total - self._done) / rate))
+    return f'{rate:,.0f} images/s, {left} left'
+
+  def show(self, text: str) -> None:
+    """Writes beside the bar, or as a line where there is no terminal."""
+    if self._bar.disable:
+      say(f'{text}  {self.describe()}'.rstrip())
+    else:
+      self._bar.set_postfix_str(text)
+
+  def close(self) -> None:
+    self._bar.close()

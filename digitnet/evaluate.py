@@ -1,0 +1,43 @@
+"""Scoring a split: every example exactly once, for any batch and device count."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from digitnet import parallel
+from digitnet.data import batches
+from digitnet.metrics import Metrics
+from digitnet.steps import Batch
+from digitnet.steps import Examples
+
+
+def evaluate(
+    eval_step: Callable,
+    params,
+    examples: Examples,
+    num_examples: int,
+    batch_size: int,
+) -> tuple[Metrics, np.ndarray]:
+  """Scores a split.
+
+  Args:
+    eval_step: `steps.make_eval_step`, under `parallel.pmap`.
+    params: replicated parameters.
+    examples: the replicated split.
+    num_examples: N, how many it holds.
+    batch_size: examples a step; a multiple of the number of devices.
+
+  Returns:
+    metrics: sums over the examples that have a label.
+    logits: [N, 10] float32.
+  """
+  metrics = Metrics()
+  logits = []
+  for indices, mask in batches.eval_batches(num_examples, batch_size):
+    batch = parallel.shard(Batch(indices, mask))
+    batch_metrics, batch_logits = parallel.to_host(
+        eval_step(params, examples, batch)
+    )
+    metrics = metrics.merge(batch_metrics)
+    logits.append(batch_logits[mask])
+  return metrics, np.concatenate(logits)

@@ -1,0 +1,57 @@
+"""Trains and evaluates digitnet.
+
+    python main.py --config=configs/default.py --workdir=runs/NAME \\
+        --config.KEY=VALUE ...
+
+The same command again resumes. configs/default.py lists every KEY.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+_ROOT = pathlib.Path(__file__).parent
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', str(_ROOT / 'configs/default.py'), 'What to train, and how.'
+)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, "Where the run lives; default: runs/ and the config's name."
+)
+
+
+def _parse(argv: list[str]) -> None:
+  """Reads the flags; a mistake in them is a UserError."""
+  from digitnet.errors import UserError
+
+  if any(arg.lstrip('-') in ('help', 'h', 'helpfull') for arg in argv[1:]):
+    print(__doc__ + flags.FLAGS.main_module_help())
+    sys.exit(0)
+  try:
+    rest = flags.FLAGS(argv)[1:]
+  # Whatever a config file or its overrides raise is the user's to mend.
+  except Exception as error:  # pylint: disable=broad-except
+    raise UserError(error) from None
+  if rest:
+    raise UserError(f'unexpected argument {rest[0]!r}; see --help')
+
+
+def _default_workdir() -> str:
+  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  path, _, variant = name.name.partition(':')
+  return str(_ROOT / 'runs' / '-'.join(filter(None, [path[:-3], variant])))
+
+
+def main() -> None:
+  _parse(sys.argv)
+  # After the flags: importing JAX takes a second that a typo need not wait for.
+  from digitnet.train import train_and_evaluate
+
+  train_and_evaluate(_CONFIG.value, _WORKDIR.value or _default_workdir())
+
+
+if __name__ == '__main__':
+  from digitnet import cli
+
+  sys.exit(cli.run(main))
