@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval_batch_size = 512
   # A split with fewer steps than this in one pass is passed over several times
   # an epoch: the bundled digits would otherwise be left half learnt.
-  config.min_steps_per_epoch = 64
+  config.min_steps_per_epoch = 48
 
   config.data = ml_collections.ConfigDict()
   # 'tfds', 'kaggle', 'idx', 'bundled', or 'auto': the first within reach.

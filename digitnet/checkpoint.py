@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from digitnet.errors import UserError
+from digitnet.progress import Progress
 from digitnet.steps import TrainState
 
 
@@ -35,8 +36,16 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
 class Checkpoints:
   """The checkpoints of one run."""
 
-  def __init__(self, folder: epath.Path, num_newest: int = 1):
-    """Args: folder: of all steps; num_newest: how many to keep beside the best."""
+  def __init__(
+      self, folder: epath.Path, num_newest: int = 1, read_only: bool = False
+  ):
+    """Opens the folder.
+
+    Args:
+      folder: of all steps.
+      num_newest: how many to keep beside the best.
+      read_only: leaves the folder as it is, for readers beside a running run.
+    """
     self._folder = folder
     self._policy = _NewestAndBest(num_newest)
     self._manager = ocp.CheckpointManager(
@@ -45,7 +54,8 @@ class Checkpoints:
         options=ocp.CheckpointManagerOptions(
             preservation_policy=self._policy,
             # What a kill in mid-save left behind.
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
         ),
     )
 
@@ -53,22 +63,21 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
-  def save(self, state: TrainState, progress: dict, best_step: int | None):
+  def save(self, state: TrainState, progress: Progress) -> None:
     """Starts saving, and returns while the files are being written.
 
     Args:
       state: of one device, that no later step overwrites.
-      progress: JSON values; goes with the state.
-      best_step: the step of the checkpoint to keep as the best.
+      progress: goes with the state; its best step is kept.
     """
-    self._policy.best_step = best_step
+    self._policy.best_step = progress.best_step
     step = int(state.step)
     saved = self._manager.save(
         step,
         args=ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(state.opt_state),
-            progress=ocp.args.JsonSave(progress),
+            progress=ocp.args.JsonSave(progress.to_json()),
         ),
     )
     if not saved:
@@ -94,10 +103,10 @@ class Checkpoints:
     (params,) = self._restore_items(step, params=like)
     return params
 
-  def restore_progress(self, step: int) -> dict:
-    """The JSON values saved with `step`."""
+  def restore_progress(self, step: int) -> Progress:
+    """What the loop knew at `step`."""
     args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=args)['progress']
+    return Progress.from_json(self._manager.restore(step, args=args)['progress'])
 
   def _restore_items(self, step, **like):
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -17,7 +17,7 @@ def say(line: str) -> None:
 class Pace:
   """A progress bar and the speed of training, pauses left out.
 
-  Without a terminal there is no bar; `describe` then serves plain lines.
+  Without a terminal there is no bar, and `show` prints plain lines.
 
   Attributes:
     seconds: time spent training so far.
@@ -82,20 +82,20 @@ class Pace:
     """Over the run so far; None before anything was timed."""
     return self.num_images / self.seconds if self.seconds else None
 
-  def describe(self) -> str:
-    """'163 images/s, 0:11:05 left'."""
-    rate = self.images_per_second
-    if not rate:
-      return ''
-    left = datetime.timedelta(seconds=round((self._total - self._done) / rate))
-    return f'{rate:,.0f} images/s, {left} left'
-
-  def show(self, text: str) -> None:
-    """Writes beside the bar, or as a line where there is no terminal."""
-    if self._bar.disable:
-      say(f'{text}  {self.describe()}'.rstrip())
-    else:
+  def show(self, where: str, summary: dict[str, float | int]) -> None:
+    """Loss and accuracy: beside the bar, or as a line without a terminal."""
+    text = f'loss {summary["loss"]:.4f}  accuracy {summary["accuracy"]:.2%}'
+    if not self._bar.disable:
       self._bar.set_postfix_str(text)
+      return
+    rate = self.images_per_second
+    if rate:
+      left = round((self._total - self._done) / rate)
+      text += f'  {rate:,.0f} images/s, {datetime.timedelta(seconds=left)} left'
+    say(f'{where}  {text}')
 
-  def close(self) -> None:
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
     self._bar.close()

@@ -6,34 +6,31 @@ import numpy as np
 
 from digitnet import parallel
 from digitnet.data import batches
+from digitnet.data.corpus import Split
 from digitnet.metrics import Metrics
 from digitnet.steps import Batch
 from digitnet.steps import Examples
 
 
 def evaluate(
-    eval_step: Callable,
-    params,
-    examples: Examples,
-    num_examples: int,
-    batch_size: int,
+    eval_step: Callable, params, split: Split, batch_size: int
 ) -> tuple[Metrics, np.ndarray]:
   """Scores a split.
 
   Args:
     eval_step: `steps.make_eval_step`, under `parallel.pmap`.
     params: replicated parameters.
-    examples: the replicated split.
-    num_examples: N, how many it holds.
+    split: N examples, with labels or without.
     batch_size: examples a step; a multiple of the number of devices.
 
   Returns:
     metrics: sums over the examples that have a label.
     logits: [N, 10] float32.
   """
+  examples = parallel.replicate(Examples(split.images, split.labels))
   metrics = Metrics()
   logits = []
-  for indices, mask in batches.eval_batches(num_examples, batch_size):
+  for indices, mask in batches.eval_batches(len(split), batch_size):
     batch = parallel.shard(Batch(indices, mask))
     batch_metrics, batch_logits = parallel.to_host(
         eval_step(params, examples, batch)

@@ -65,8 +65,8 @@ class Metrics:
     return int(self.confusion.sum())
 
   @property
-  def num_errors(self) -> int:
-    return self.num_examples - int(np.trace(self.confusion))
+  def num_correct(self) -> int:
+    return int(np.trace(self.confusion))
 
   def summary(self) -> dict[str, float | int]:
     """Mean loss and accuracy, with the counts they were divided from."""
@@ -75,8 +75,8 @@ class Metrics:
       raise ValueError('no example was counted')
     return {
         'loss': self.loss / count,
-        'accuracy': 1 - self.num_errors / count,
-        'num_errors': self.num_errors,
+        'accuracy': self.num_correct / count,
+        'num_errors': count - self.num_correct,
         'num_examples': count,
     }
 

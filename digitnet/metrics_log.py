@@ -45,7 +45,10 @@ class MetricsLog:
       if name not in ('step', 'split'):
         self._writer.add_scalar(f'{line["split"]}/{name}', value, line['step'])
 
-  def close(self) -> None:
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
     self._file.close()
     self._writer.close()
 

@@ -196,6 +196,11 @@ def init_params(model: DigitNet, key: jax.Array) -> dict:
   return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))['params']
 
 
+def abstract_params(model: DigitNet) -> dict:
+  """The shapes and dtypes of the parameters, with no values."""
+  return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
 def layer_table(model: DigitNet) -> list[LayerRow]:
   """The card's table, read off a forward pass that is traced, not run."""
   outputs = []
@@ -207,7 +212,7 @@ def layer_table(model: DigitNet) -> list[LayerRow]:
     return out
 
   with nn.intercept_methods(record):
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = abstract_params(model)
   return [
       LayerRow(label, tuple(shape[1:]), count_params(params.get(name, {})))
       for label, name, shape in outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 from digitnet.metrics import Metrics
 
@@ -17,7 +18,8 @@ class Progress:
     evaluations: a summary of each validation, with its `step`.
     train_seconds: time in training steps, by all starts together.
     train_images: images trained on in that time.
-    wall_seconds: time by all starts together, set-up and evaluation included.
+    earlier_seconds: wall time of the earlier starts.
+    started: this start, on the clock of `time.perf_counter`.
   """
 
   dataset: str
@@ -25,7 +27,8 @@ class Progress:
   evaluations: list[dict] = dataclasses.field(default_factory=list)
   train_seconds: float = 0.0
   train_images: int = 0
-  wall_seconds: float = 0.0
+  earlier_seconds: float = 0.0
+  started: float = dataclasses.field(default_factory=time.perf_counter)
 
   @property
   def best(self) -> dict | None:
@@ -40,9 +43,16 @@ class Progress:
   def best_step(self) -> int | None:
     return self.best['step'] if self.evaluations else None
 
+  @property
+  def wall_seconds(self) -> float:
+    """By all starts together, compilation and evaluation included."""
+    return self.earlier_seconds + time.perf_counter() - self.started
+
   def to_json(self) -> dict:
     fields = dataclasses.asdict(self)
+    del fields['started']
     fields['window'] = self.window.to_json()
+    fields['earlier_seconds'] = self.wall_seconds
     return fields
 
   @classmethod

@@ -1,4 +1,4 @@
-"""What results.json says besides the scores: where and with what it was made."""
+"""The end of a run: the best network scored on test, once, and results.json."""
 
 from importlib import metadata
 import pathlib
@@ -8,12 +8,49 @@ from typing import Any
 
 import jax
 
+from digitnet.console import say
+from digitnet.data.corpus import Dataset
+from digitnet.metrics import Metrics
+from digitnet.progress import Progress
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-def environment() -> dict[str, Any]:
-  """The devices, the versions, and the commit of this code."""
+def collect(
+    dataset: Dataset,
+    progress: Progress,
+    test: Metrics,
+    num_params: int,
+    steps: int,
+    seed: int,
+) -> dict[str, Any]:
+  """What results.json holds.
+
+  Args:
+    dataset: what was trained and scored on.
+    progress: of the whole run.
+    test: sums over the labelled test examples; of none where none is labelled.
+    num_params: of the network.
+    steps: updates done.
+    seed: of the run.
+  """
+  best = dict(progress.best)
   return {
+      'dataset': dataset.name,
+      'source': dataset.source,
+      'split_sizes': dataset.split_sizes,
+      'num_params': num_params,
+      'steps': steps,
+      'best_step': best.pop('step'),
+      'seed': seed,
+      'validation': best,
+      'test': test.summary() if test.num_examples else None,
+      'images_per_second': (
+          progress.train_images / progress.train_seconds
+          if progress.train_seconds
+          else None
+      ),
+      'wall_seconds': progress.wall_seconds,
       'devices': {
           'platform': jax.default_backend(),
           'kind': jax.devices()[0].device_kind,
@@ -48,3 +85,20 @@ def git_commit() -> str | None:
   except (OSError, subprocess.CalledProcessError):
     return None
   return commit + ('+changes' if status else '')
+
+
+def describe(summary: dict[str, float | int] | None) -> str:
+  """'99.31% right, 193 of 28,000 wrong, loss 0.0216' of a summary of metrics."""
+  if summary is None:
+    return 'no labels to score'
+  return (
+      f'{summary["accuracy"]:.2%} right, {summary["num_errors"]:,} of'
+      f' {summary["num_examples"]:,} wrong, loss {summary["loss"]:.4f}'
+  )
+
+
+def show(results: dict[str, Any]) -> None:
+  """Prints the scores."""
+  say(f'result on {results["dataset"]}:')
+  for split in ('validation', 'test'):
+    say(f'  {split}: {describe(results[split])}')

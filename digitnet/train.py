@@ -1,15 +1,11 @@
 """Training, from config to results: `train_and_evaluate(config, workdir)`."""
 
-import collections
-import functools
-import math
-import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from digitnet import augment
 from digitnet import config as config_lib
@@ -26,20 +22,16 @@ from digitnet.console import say
 from digitnet.data import batches
 from digitnet.data import sources
 from digitnet.data.corpus import Dataset
-from digitnet.data.corpus import Split
-from digitnet.durations import is_now
-from digitnet.durations import to_steps
 from digitnet.errors import Stopped
-from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 from digitnet.evaluate import evaluate
+from digitnet.metrics import Metrics
 from digitnet.metrics_log import MetricsLog
+from digitnet.model import DigitNet
+from digitnet.plan import Plan
 from digitnet.progress import Progress
+from digitnet.reports import Reports
 from digitnet.workdir import Workdir
-
-# Steps under way before the oldest one's report is awaited: enough to keep a
-# device busy, few enough that a fault is named soon.
-_STEPS_AHEAD = 2
 
 
 def train_and_evaluate(
@@ -61,7 +53,6 @@ def train_and_evaluate(
     TrainingFailed: loss or gradients are no longer finite.
     Stopped: a signal came; the state is saved.
   """
-  started = time.perf_counter()
   config_lib.validate(config)
   config_lib.check_devices(config, jax.device_count())
   run = Workdir(workdir)
@@ -69,241 +60,193 @@ def train_and_evaluate(
   results = run.load_results()
   if results is not None:
     say(f'{run.path}: this run is finished')
-    _say_results(results)
+    results_lib.show(results)
     return results
 
-  # What is trained, and on what.
-  dataset = load_dataset(config.data)
-  model = make_model(config.model)
+  dataset = sources.load(say, **config.data)
+  model = DigitNet(**config.model)
   say(model_lib.format_table(model_lib.layer_table(model)))
-  num_train = len(dataset.train)
-  steps_per_epoch = batches.num_steps_per_epoch(
-      num_train, config.batch_size, config.min_steps_per_epoch
+  plan = Plan.make(config, len(dataset.train))
+  checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
+  progress = train(config, plan, dataset, model, run, checkpoints)
+
+  # The network that is best on validation is scored on test, once.
+  checkpoints.wait()
+  params = checkpoints.restore_params(
+      progress.best_step, model_lib.abstract_params(model)
   )
-  in_steps = functools.partial(to_steps, steps_per_epoch=steps_per_epoch)
-  last_step = in_steps(config.duration)
-  log_every = in_steps(config.log_every)
-  eval_every = in_steps(config.eval_every)
-  checkpoint_every = in_steps(config.checkpoint_every)
+  checkpoints.close()
+  test_metrics, logits = evaluate(
+      parallel.pmap(steps.make_eval_step(model)),
+      parallel.replicate(params),
+      dataset.test,
+      config.eval_batch_size,
+  )
+  run.write_predictions(logits.argmax(axis=-1))
+  results = results_lib.collect(
+      dataset,
+      progress,
+      test_metrics,
+      model_lib.count_params(params),
+      plan.last_step,
+      config.seed,
+  )
+  run.write_results(results)
+  results_lib.show(results)
+  say(f'left in {run.path}')
+  return results
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    plan: Plan,
+    dataset: Dataset,
+    model: DigitNet,
+    run: Workdir,
+    checkpoints: Checkpoints,
+) -> Progress:
+  """Trains up to the plan's last step, from the latest checkpoint if any.
+
+  Raises:
+    TrainingFailed, Stopped: see `train_and_evaluate`.
+  """
   schedule = optim.make_schedule(
       config.optim.schedule,
       config.optim.learning_rate,
-      last_step,
-      in_steps(config.optim.warmup),
+      plan.last_step,
+      plan.warmup,
   )
   optimizer = optim.make_optimizer(
       schedule, config.optim.b1, config.optim.b2, config.optim.eps
   )
-
-  # Where it starts: at the latest checkpoint, or at the beginning.
-  init = functools.partial(_init_state, model, optimizer, config.seed)
-  checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
-  state, progress = _resume(checkpoints, jax.eval_shape(init), dataset)
-  if state is None:
-    state = jax.jit(init)()
+  state, progress = start_or_resume(
+      checkpoints, model, optimizer, config.seed, dataset
+  )
   step = int(state.step)
-  earlier_seconds = progress.wall_seconds
   say(
-      f'{jax.device_count()} x {jax.devices()[0].device_kind}; {last_step:,} steps'
-      f' of {config.batch_size} images, {steps_per_epoch:,} an epoch'
+      f'{jax.device_count()} x {jax.devices()[0].device_kind};'
+      f' {plan.last_step:,} steps of {config.batch_size} images,'
+      f' {plan.steps_per_epoch:,} an epoch'
       + (f'; resuming after step {step:,}' if step else '')
   )
-  log = MetricsLog(run.metrics, run.tensorboard, step)
-  pace = Pace(
-      total_images=batches.num_images(last_step, num_train, config.batch_size),
-      done_images=batches.num_images(step, num_train, config.batch_size),
-      seconds=progress.train_seconds,
-      num_images=progress.train_images,
-  )
 
-  def save():
-    progress.train_seconds = pace.seconds
-    progress.train_images = pace.num_images
-    progress.wall_seconds = earlier_seconds + time.perf_counter() - started
-    checkpoints.save(
-        parallel.first(state), progress.to_json(), progress.best_step
-    )
-
-  # Everything the steps read is put on the devices once.
+  # All that the steps read is put on the devices once.
   state = parallel.replicate(state)
-  train_examples = to_device(dataset.train)
-  validation_examples = to_device(dataset.validation)
-  eval_step = parallel.pmap(steps.make_eval_step(model))
-  train_step = parallel.pmap(
-      steps.make_train_step(
-          model,
-          optimizer,
-          schedule,
-          augment.Affine(**config.augment),
-          config.seed,
-      ),
-      donate_argnums=(0,),
+  examples = parallel.replicate(
+      steps.Examples(dataset.train.images, dataset.train.labels)
   )
   lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
-  reports = collections.deque()
+  affine = augment.Affine(**config.augment)
+  train_step = parallel.pmap(
+      steps.make_train_step(model, optimizer, schedule, affine, config.seed),
+      donate_argnums=(0,),
+  )
+  eval_step = parallel.pmap(steps.make_eval_step(model))
 
-  def settle(num_ahead):
-    """Awaits and counts the reports of all but the newest `num_ahead` steps."""
-    while len(reports) > num_ahead:
-      done, report = reports.popleft()
-      report = parallel.to_host(report)
-      _check_finite(done, report)
-      progress.window = progress.window.merge(report.metrics)
-      pace.step(int(report.metrics.confusion.sum()))
-      pace.start()
-    return report
-
-  with signals.stop_request() as stop:
-    while step < last_step:
+  log = MetricsLog(run.metrics, run.tensorboard, step)
+  pace = Pace(
+      *(
+          batches.num_images(n, len(dataset.train), config.batch_size)
+          for n in (plan.last_step, step)
+      ),
+      progress.train_seconds,
+      progress.train_images,
+  )
+  reports = Reports(progress, pace)
+  with signals.stop_request() as stop, log, pace:
+    while step < plan.last_step:
       batch = steps.Batch(
-          *batches.train_batch(step, num_train, config.batch_size, config.seed)
+          *batches.train_batch(
+              step, len(dataset.train), config.batch_size, config.seed
+          )
       )
       state, report = train_step(
-          state, train_examples, parallel.shard(batch), lr_scale
+          state, examples, parallel.shard(batch), lr_scale
       )
       step += 1
-      reports.append((step, report))
-
-      is_log = is_now(step, log_every, last_step)
-      is_eval = is_now(step, eval_every, last_step)
-      is_save = is_now(step, checkpoint_every, last_step)
+      reports.add(step, report)
       is_stop = stop.signum is not None
-      if not (is_log or is_eval or is_save or is_stop):
-        if len(reports) > _STEPS_AHEAD:
-          settle(_STEPS_AHEAD)
+      is_save = is_stop or plan.saves_at(step)
+      if not (is_save or plan.logs_at(step) or plan.evaluates_at(step)):
         continue
 
-      report = settle(0)
-      if is_log:
-        line = {
-            'step': step,
+      report = reports.settle()
+      where = {'step': step, 'epoch': step / plan.steps_per_epoch}
+      if plan.logs_at(step):
+        summary = progress.window.summary()
+        progress.window = Metrics()
+        log.write({
+            **where,
             'split': 'train',
-            'epoch': step / steps_per_epoch,
-            **progress.window.summary(),
+            **summary,
             'learning_rate': float(report.learning_rate),
             'grad_norm': float(report.grad_norm),
             'images_per_second': pace.images_per_second,
-        }
-        log.write(line)
-        progress.window = type(progress.window)()
-        pace.show(
-            f'step {step:,}/{last_step:,}  loss {line["loss"]:.4f}'
-            f'  accuracy {line["accuracy"]:.2%}'
-        )
+        })
+        pace.show(f'step {step:,}/{plan.last_step:,}', summary)
       with pace.pause():
-        if is_eval:
+        if plan.evaluates_at(step):
           metrics, _ = evaluate(
               eval_step,
               state.params,
-              validation_examples,
-              len(dataset.validation),
+              dataset.validation,
               config.eval_batch_size,
           )
-          line = {
-              'step': step,
-              'split': 'validation',
-              'epoch': step / steps_per_epoch,
-              **metrics.summary(),
-          }
-          log.write(line)
-          progress.evaluations.append({'step': step, **metrics.summary()})
-          is_save |= progress.best_step == step
+          summary = metrics.summary()
+          log.write({**where, 'split': 'validation', **summary})
+          progress.evaluations.append({'step': step, **summary})
           lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
+          is_best = progress.best_step == step
+          is_save |= is_best
           say(
-              f'step {step:,}/{last_step:,}  validation: {_scores(line)}'
-              + ('  (best)' if progress.best_step == step else '')
+              f'step {step:,}/{plan.last_step:,}  validation:'
+              f' {results_lib.describe(summary)}{"  (best)" if is_best else ""}'
           )
-        if is_save or is_stop:
-          save()
-        if is_stop and step < last_step:
+        if is_save:
+          progress.train_seconds = pace.seconds
+          progress.train_images = pace.num_images
+          checkpoints.save(parallel.first(state), progress)
+        if is_stop and step < plan.last_step:
           checkpoints.close()
           raise Stopped(
               stop.signum,
               f'stopped after step {step:,}, which is saved in {run.path}; the'
               ' same command resumes',
           )
-  pace.close()
-  log.close()
-  checkpoints.wait()
-  del state, train_examples
-
-  # The best network by validation is scored on test, once.
-  best = progress.best
-  params = checkpoints.restore_params(best['step'], jax.eval_shape(init).params)
-  checkpoints.close()
-  test_metrics, test_logits = evaluate(
-      eval_step,
-      parallel.replicate(params),
-      to_device(dataset.test),
-      len(dataset.test),
-      config.eval_batch_size,
-  )
-  run.write_predictions(test_logits.argmax(axis=-1))
-  results = {
-      'dataset': dataset.name,
-      'source': dataset.source,
-      'split_sizes': dataset.split_sizes,
-      'num_params': model_lib.count_params(params),
-      'steps': last_step,
-      'best_step': best['step'],
-      'seed': config.seed,
-      'validation': {k: v for k, v in best.items() if k != 'step'},
-      'test': test_metrics.summary() if test_metrics.num_examples else None,
-      'images_per_second': pace.images_per_second,
-      'wall_seconds': earlier_seconds + time.perf_counter() - started,
-      **results_lib.environment(),
-  }
-  run.write_results(results)
-  _say_results(results)
-  say(f'left in {run.path}')
-  return results
+  return progress
 
 
-def load_dataset(data_config: ml_collections.ConfigDict) -> Dataset:
-  """Loads and cuts the data set that `config.data` names, and says which."""
-  dataset = sources.load(
-      data_config.source,
-      data_config.dir,
-      data_config.manual_dir,
-      data_config.split,
-      data_config.split_seed,
-      say,
-  )
-  sizes = ' / '.join(f'{n:,} {name}' for name, n in dataset.split_sizes.items())
-  say(f'data: {dataset.name}: {sizes} images')
-  return dataset
+def start_or_resume(
+    checkpoints: Checkpoints,
+    model: DigitNet,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    dataset: Dataset,
+) -> tuple[steps.TrainState, Progress]:
+  """The latest checkpoint, or else the state before the first step.
 
+  Raises:
+    UserError: the data are not those the checkpoint was trained on.
+  """
 
-def make_model(model_config: ml_collections.ConfigDict) -> model_lib.DigitNet:
-  """The network that `config.model` describes."""
-  return model_lib.DigitNet(**model_config)
+  def init():
+    params = model_lib.init_params(model, rng.stream_key(seed, 'init'))
+    return steps.init_state(params, optimizer)
 
-
-def to_device(split: Split) -> steps.Examples:
-  """A split as uint8 on every device, replicated."""
-  return parallel.replicate(steps.Examples(split.images, split.labels))
-
-
-def _init_state(model, optimizer, seed):
-  params = model_lib.init_params(model, rng.stream_key(seed, 'init'))
-  return steps.init_state(params, optimizer)
-
-
-def _resume(checkpoints, like, dataset):
-  """The state and progress of the latest checkpoint; no state without one."""
   step = checkpoints.latest_step
   if step is None:
-    return None, Progress(dataset.fingerprint)
-  progress = Progress.from_json(checkpoints.restore_progress(step))
+    return jax.jit(init)(), Progress(dataset.fingerprint)
+  progress = checkpoints.restore_progress(step)
   if progress.dataset != dataset.fingerprint:
     raise UserError(
         f'the data are not those the run began with ({progress.dataset} ->'
         f' {dataset.fingerprint}); bring them back, or name another --workdir'
     )
-  return checkpoints.restore(step, like), progress
+  return checkpoints.restore(step, jax.eval_shape(init)), progress
 
 
 def _lr_scale(optim_config, progress):
+  """What the step multiplies the learning rate by: [] float32."""
   if optim_config.schedule != 'plateau':
     return np.float32(1)
   scale = optim.plateau_scale(
@@ -313,27 +256,3 @@ def _lr_scale(optim_config, progress):
       optim_config.plateau_min_scale,
   )
   return np.float32(scale)
-
-
-def _check_finite(step, report):
-  values = {'loss': report.metrics.loss, 'grad_norm': report.grad_norm}
-  for name, value in values.items():
-    if not math.isfinite(value):
-      raise TrainingFailed(
-          f'step {step}: {name} is {float(value)}; the checkpoints are of before'
-          ' it; lower config.optim.learning_rate'
-      )
-
-
-def _scores(summary):
-  return (
-      f'{summary["accuracy"]:.2%} right, {summary["num_errors"]:,} of'
-      f' {summary["num_examples"]:,} wrong, loss {summary["loss"]:.4f}'
-  )
-
-
-def _say_results(results):
-  say(f'{results["dataset"]}')
-  for split in ('validation', 'test'):
-    summary = results[split]
-    say(f'{split}: ' + (_scores(summary) if summary else 'has no labels'))

@@ -110,6 +110,13 @@ def parse_images(path: epath.Path, content: bytes) -> np.ndarray:
   return images[..., None]
 
 
+def num_dims(content: bytes) -> int | None:
+  """The dimensions an IDX file of unsigned bytes announces; None if it is none."""
+  if len(content) < 4 or content[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
+    return None
+  return content[3]
+
+
 def _parse(path, content, num_dims):
   """The array of unsigned bytes in an IDX file of `num_dims` dimensions."""
   header_size = 4 + 4 * num_dims

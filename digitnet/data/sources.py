@@ -43,31 +43,35 @@ SOURCES: dict[str, Callable[[str, str], Corpus]] = {
 
 
 def load(
+    say: Callable[[str], None],
+    *,
     source: str,
-    data_dir: str,
+    dir: str,  # pylint: disable=redefined-builtin
     manual_dir: str,
     split: str,
     split_seed: int,
-    say: Callable[[str], None],
 ) -> Dataset:
-  """Loads a data set and cuts it.
+  """Loads a data set and cuts it: the keywords are those of `config.data`.
 
   Args:
+    say: takes lines for the user: which data, and what `auto` took and why.
     source: a name in `SOURCES`, or 'auto'.
-    data_dir: a folder with the files, or TFDS' own; '' when not needed.
+    dir: a folder with the files, or TFDS' own; '' when not needed.
     manual_dir: a folder with MNIST's four .gz files, for TFDS; '' for none.
     split: a name in `splits.SPLITS`.
     split_seed: of the permutation that is cut.
-    say: takes one line saying what `auto` took, and why.
 
   Raises:
     UserError: a folder or a file is missing or wrong.
   """
   if source == 'auto':
-    source, corpus = _auto(data_dir, manual_dir, say)
+    source, corpus = _auto(dir, manual_dir, say)
   else:
-    corpus = SOURCES[source](data_dir, manual_dir)
-  return splits.cut(corpus, source, split, split_seed)
+    corpus = SOURCES[source](dir, manual_dir)
+  dataset = splits.cut(corpus, source, split, split_seed)
+  sizes = ' / '.join(f'{n:,} {name}' for name, n in dataset.split_sizes.items())
+  say(f'data: {dataset.name}: {sizes} images')
+  return dataset
 
 
 def _auto(data_dir, manual_dir, say):

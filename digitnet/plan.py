@@ -1,0 +1,54 @@
+"""The run in steps: how many, and after which of them something is due."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from digitnet.data import batches
+from digitnet.durations import is_now
+from digitnet.durations import to_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """All in updates.
+
+  Attributes:
+    steps_per_epoch: in one epoch, of one pass over the train split or more.
+    last_step: the run ends after this many.
+    warmup: the learning rate rises for this many.
+    log_every, eval_every, checkpoint_every: intervals.
+  """
+
+  steps_per_epoch: int
+  last_step: int
+  warmup: int
+  log_every: int
+  eval_every: int
+  checkpoint_every: int
+
+  @classmethod
+  def make(cls, config: ml_collections.ConfigDict, num_train: int) -> Plan:
+    """Args: config: the whole; num_train: images in the train split."""
+    steps_per_epoch = batches.num_steps_per_epoch(
+        num_train, config.batch_size, config.min_steps_per_epoch
+    )
+    return cls(
+        steps_per_epoch,
+        last_step=to_steps(config.duration, steps_per_epoch),
+        warmup=to_steps(config.optim.warmup, steps_per_epoch),
+        log_every=to_steps(config.log_every, steps_per_epoch),
+        eval_every=to_steps(config.eval_every, steps_per_epoch),
+        checkpoint_every=to_steps(config.checkpoint_every, steps_per_epoch),
+    )
+
+  def logs_at(self, step: int) -> bool:
+    return is_now(step, self.log_every, self.last_step)
+
+  def evaluates_at(self, step: int) -> bool:
+    return is_now(step, self.eval_every, self.last_step)
+
+  def saves_at(self, step: int) -> bool:
+    return is_now(step, self.checkpoint_every, self.last_step)

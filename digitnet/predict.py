@@ -1,0 +1,111 @@
+"""A trained network at work: images in, probabilities out."""
+
+from collections.abc import Sequence
+
+from etils import epath
+import jax
+import numpy as np
+from scipy import special
+
+from digitnet import config as config_lib
+from digitnet import model as model_lib
+from digitnet import parallel
+from digitnet import steps
+from digitnet.checkpoint import Checkpoints
+from digitnet.data import idx
+from digitnet.data import kaggle
+from digitnet.data.corpus import NO_LABEL
+from digitnet.data.corpus import Split
+from digitnet.errors import UserError
+from digitnet.evaluate import evaluate
+from digitnet.metrics import Metrics
+from digitnet.model import DigitNet
+from digitnet.workdir import Workdir
+
+
+class Predictor:
+  """The best network of a run.
+
+  Attributes:
+    config: of the run.
+  """
+
+  def __init__(self, workdir: str):
+    """Restores the parameters that are best on validation.
+
+    Raises:
+      UserError: `workdir` holds no run, or none that has saved anything.
+    """
+    run = Workdir(workdir)
+    self.config = run.load_config()
+    config_lib.validate(self.config)
+    model = DigitNet(**self.config.model)
+    checkpoints = (
+        Checkpoints(run.checkpoints, read_only=True)
+        if run.checkpoints.is_dir()
+        else None
+    )
+    if checkpoints is None or checkpoints.latest_step is None:
+      raise UserError(f'{run.path}: no checkpoint yet; train first')
+    newest = checkpoints.latest_step
+    best = checkpoints.restore_progress(newest).best_step
+    params = checkpoints.restore_params(
+        newest if best is None else best, model_lib.abstract_params(model)
+    )
+    checkpoints.close()
+    self._params = parallel.replicate(params)
+    self._eval_step = parallel.pmap(steps.make_eval_step(model))
+
+  def score(self, split: Split) -> tuple[Metrics, np.ndarray]:
+    """Scores N examples.
+
+    Returns:
+      metrics: sums over the examples that have a label.
+      probs: [N, 10] float32, rows summing to 1.
+    """
+    num_devices = jax.device_count()
+    size = min(self.config.eval_batch_size, len(split))
+    metrics, logits = evaluate(
+        self._eval_step,
+        self._params,
+        split,
+        batch_size=-(-size // num_devices) * num_devices,
+    )
+    return metrics, special.softmax(logits, axis=-1)
+
+
+def read_files(paths: Sequence[str]) -> Split:
+  """Reads images, with labels where the files have them.
+
+  Args:
+    paths: CSV files in Kaggle's form, or IDX files of images; an IDX file of
+      labels goes with the images file just before it. Gzipped IDX too.
+
+  Returns:
+    The examples of all files, in order.
+
+  Raises:
+    UserError: a file is missing or of no such form.
+  """
+  splits = []
+  images = None  # Of an IDX file whose labels may follow.
+  for name in paths:
+    path = epath.Path(name).expanduser()
+    if not path.is_file():
+      raise UserError(f'{path}: no such file')
+    content = idx.read_bytes(path)
+    if images is not None and idx.num_dims(content) == 1:
+      splits[-1] = idx.to_split(*images, path, content)
+      images = None
+    elif idx.num_dims(content) is not None:
+      pixels = idx.parse_images(path, content)
+      labels = np.full(len(pixels), NO_LABEL, np.int32)
+      splits.append(Split(pixels, labels))
+      images = (path, content)
+    else:
+      splits.append(kaggle.parse_csv(path, content))
+      images = None
+  return Split(
+      np.concatenate([split.images for split in splits]),
+      np.concatenate([split.labels for split in splits]),
+  )

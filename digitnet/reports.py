@@ -1,0 +1,57 @@
+"""The reports of steps under way: awaited late, checked, and summed."""
+
+import collections
+import math
+
+from digitnet import parallel
+from digitnet.console import Pace
+from digitnet.errors import TrainingFailed
+from digitnet.progress import Progress
+from digitnet.steps import StepReport
+
+# Steps under way before the oldest one's report is awaited: enough to keep a
+# device busy, few enough that a fault is named soon.
+_STEPS_AHEAD = 2
+
+
+class Reports:
+  """Feeds what the steps report into the progress and the pace."""
+
+  def __init__(self, progress: Progress, pace: Pace):
+    self._progress, self._pace = progress, pace
+    self._waiting = collections.deque()
+
+  def add(self, step: int, report: StepReport) -> None:
+    """Takes the report, perhaps not ready yet, of update number `step`."""
+    self._waiting.append((step, report))
+    if len(self._waiting) > _STEPS_AHEAD:
+      self._settle_one()
+
+  def settle(self) -> StepReport:
+    """Awaits all of them; returns the newest, as NumPy arrays.
+
+    Raises:
+      TrainingFailed: loss or gradients of a step are not finite.
+    """
+    while self._waiting:
+      report = self._settle_one()
+    return report
+
+  def _settle_one(self):
+    step, report = self._waiting.popleft()
+    report = parallel.to_host(report)
+    _check_finite(step, report)
+    self._progress.window = self._progress.window.merge(report.metrics)
+    self._pace.step(int(report.metrics.confusion.sum()))
+    self._pace.start()
+    return report
+
+
+def _check_finite(step, report):
+  values = {'loss': report.metrics.loss, 'grad_norm': report.grad_norm}
+  for name, value in values.items():
+    if not math.isfinite(value):
+      raise TrainingFailed(
+          f'step {step}: {name} is {float(value)}; the checkpoints are of before'
+          ' it; lower config.optim.learning_rate'
+      )

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Sets up and runs the tests on a bare machine:
+#   bash scripts/test.sh [pytest arguments]
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+set_up || exit
+cd "$root" || exit
+exec "$python" -m pytest "$@"
