@@ -1,0 +1,107 @@
+"""What several test files share."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from configs import default  # pylint: disable=g-import-not-at-top
+
+# A network and a run small enough for a second: tests change what they test.
+TINY = {
+    'data.source': 'bundled',
+    'batch_size': 64,
+    'eval_batch_size': 64,
+    'duration': '20 steps',
+    'eval_every': '10 steps',
+    'checkpoint_every': '10 steps',
+    'log_every': '5 steps',
+    'model.conv_features': ((4,), (8,)),
+    'model.dense_features': (16,),
+    'model.dense_dropout_rates': (0.5,),
+    'optim.warmup': '5 steps',
+}
+
+
+@pytest.fixture
+def tiny_config():
+  """Builds the real default config, shrunk; keywords with dots by a dict."""
+
+  def build(overrides=None):
+    config = default.get_config()
+    config.update_from_flattened_dict({**TINY, **(overrides or {})})
+    return config
+
+  return build
+
+
+@pytest.fixture
+def tiny_flags():
+  """The same as flags of main.py."""
+
+  def build(overrides=None):
+    values = {**TINY, **(overrides or {})}
+    return [f'--config.{name}={value}' for name, value in values.items()]
+
+  return build
+
+
+@pytest.fixture(scope='session')
+def mnist_dir():
+  """The folder with MNIST's four .gz files, where this machine has them."""
+  folder = pathlib.Path(
+      os.environ.get('DIGITNET_MNIST_DIR', ROOT.parent / 'shared/data/mnist')
+  )
+  if not (folder / 'train-images-idx3-ubyte.gz').exists():
+    pytest.skip('needs the real MNIST files: set DIGITNET_MNIST_DIR')
+  return folder
+
+
+@pytest.fixture
+def run_python():
+  """Runs Python in the project's root, as a user would; returns the process."""
+
+  def run(*args, env=None, check=False, **options):
+    process = subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=options.pop('cwd', ROOT),
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+    if check:
+      assert process.returncode == 0, process.stdout + process.stderr
+    return process
+
+  return run
+
+
+@pytest.fixture
+def on_devices(run_python):
+  """Runs Python code on a number of virtual devices; returns what it printed."""
+
+  def run(num_devices, code):
+    flags = f'--xla_force_host_platform_device_count={num_devices}'
+    return run_python('-c', code, env={'XLA_FLAGS': flags}, check=True).stdout
+
+  return run
+
+
+@pytest.fixture
+def digits():
+  """A few images that only need to be images: [N, 28, 28, 1] uint8, [N] int32."""
+
+  def build(num, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (num, 28, 28, 1), dtype=np.uint8)
+    return images, rng.integers(0, 10, num).astype(np.int32)
+
+  return build

@@ -1,0 +1,172 @@
+"""The network is the card's, layer for layer and value for value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import ablations
+from configs import default
+from configs import kaggle
+from configs import quick
+from digitnet import model as model_lib
+from digitnet.model import DigitNet
+
+CARD = [
+    ('Conv 5x5, 32, same, relu', (28, 28, 32), 832),
+    ('Conv 5x5, 32, same, relu', (28, 28, 32), 25_632),
+    ('MaxPool 2x2', (14, 14, 32), 0),
+    ('Dropout', (14, 14, 32), 0),
+    ('Conv 3x3, 64, same, relu', (14, 14, 64), 18_496),
+    ('Conv 3x3, 64, same, relu', (14, 14, 64), 36_928),
+    ('MaxPool 2x2', (7, 7, 64), 0),
+    ('Dropout', (7, 7, 64), 0),
+    ('Flatten', (3136,), 0),
+    ('Dense 8192, relu', (8192,), 25_698_304),
+    ('Dropout', (8192,), 0),
+    ('Dense 2048, relu', (2048,), 16_779_264),
+    ('Dropout', (2048,), 0),
+    ('Dense 10', (10,), 20_490),
+]
+CARD_TOTAL = 42_579_946
+
+# Exactly the ablations that change the number of parameters.
+ABLATION_TOTALS = {
+    'narrow_head': 887_530,
+    'three_by_three': 42_563_050,
+    'one_conv_a_block': 42_517_386,
+}
+
+
+def _net(config):
+  return DigitNet(**config.model)
+
+
+def test_table_is_the_cards():
+  """A layer, a shape or a width is not the card's."""
+  rows = model_lib.layer_table(_net(default.get_config()))
+  assert [(r.layer, r.output_shape, r.num_params) for r in rows] == CARD
+  text = model_lib.format_table(rows)
+  assert text.splitlines()[-1].split()[-1] == f'{CARD_TOTAL:,}'
+  assert 'Dense 8192, relu          (8192)        25,698,304' in text
+
+
+@pytest.mark.parametrize('config', [default, quick, kaggle])
+def test_presets_keep_the_cards_network(config):
+  """A preset changes the network it is compared by."""
+  params = model_lib.abstract_params(_net(config.get_config()))
+  assert model_lib.count_params(params) == CARD_TOTAL
+
+
+@pytest.mark.parametrize('name', ablations.ABLATIONS)
+def test_ablation_parameter_counts(name):
+  """An ablation does not change the network as it says, or changes it unsaid."""
+  params = model_lib.abstract_params(_net(ablations.get_config(name)))
+  wanted = ABLATION_TOTALS.get(name, CARD_TOTAL)
+  assert model_lib.count_params(params) == wanted
+
+
+def _forward_in_numpy(params, images):
+  """The card's forward pass in float64, written apart from the network."""
+  x = images.astype(np.float64) / 255
+  params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+
+  def conv(x, layer):
+    k = layer['kernel']
+    pad = k.shape[0] // 2
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))), k.shape[:2], (1, 2)
+    )
+    return np.maximum(np.einsum('nhwcij,ijco->nhwo', windows, k, optimize=True)
+                      + layer['bias'], 0)
+
+  def pool(x):
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+
+  x = pool(conv(conv(x, params['conv1']), params['conv2']))
+  x = pool(conv(conv(x, params['conv3']), params['conv4']))
+  x = x.reshape(len(x), -1)
+  for name in ('dense1', 'dense2'):
+    x = np.maximum(x @ params[name]['kernel'] + params[name]['bias'], 0)
+  return x @ params['logits']['kernel'] + params['logits']['bias']
+
+
+def test_logits_equal_a_float64_forward_pass(digits):
+  """The layers compute something else than the card says."""
+  net = _net(default.get_config())
+  params = model_lib.init_params(net, jax.random.key(3))
+  # Biases start at zero, where a forgotten one would not show.
+  keys = iter(jax.random.split(jax.random.key(4), 20))
+  params = jax.tree.map(
+      lambda p: 0.1 * jax.random.normal(next(keys), p.shape) if p.ndim == 1 else p,
+      params,
+  )
+  images, _ = digits(4)
+  ours = net.apply({'params': params}, jnp.asarray(images, jnp.float32) / 255)
+  exact = _forward_in_numpy(params, images)
+  assert np.abs(ours - exact).max() / np.abs(exact).max() < 1e-5
+
+
+def test_initial_parameters_are_keras_own():
+  """Another initializer, which trains, but not as the card does."""
+  params = model_lib.init_params(
+      _net(ablations.get_config('narrow_head')), jax.random.key(0)
+  )
+  for layer in params.values():
+    kernel = np.asarray(layer['kernel'])
+    receptive = np.prod(kernel.shape[:-2], dtype=int)
+    fans = receptive * (kernel.shape[-2] + kernel.shape[-1])
+    limit = np.sqrt(6 / fans)
+    assert np.abs(kernel).max() <= limit
+    assert np.abs(kernel).max() > 0.97 * limit
+    assert abs(kernel.std() - limit / np.sqrt(3)) < 0.06 * limit
+    assert not np.any(layer['bias'])
+
+
+def test_dropout_belongs_to_the_example():
+  """A mask depends on an example's neighbours, or is the same for all."""
+  layer = model_lib.Dropout(rate=0.25, stream=1)
+  keys = jax.random.split(jax.random.key(0), 8)
+  x = jnp.ones((8, 40, 50))
+  out = np.asarray(layer.apply({}, x, keys))
+  alone = layer.apply({}, x[5:6], keys[5:6])
+  np.testing.assert_array_equal(out[5:6], alone)
+  assert not np.array_equal(out[0], out[1])
+  other = model_lib.Dropout(rate=0.25, stream=2).apply({}, x, keys)
+  assert not np.array_equal(out, other)
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.25, 0.5])
+def test_dropout_drops_its_rate_and_keeps_the_mean(rate):
+  """The rate is taken for the fraction kept, or the scale is forgotten."""
+  keys = jax.random.split(jax.random.key(0), 100)
+  out = model_lib.Dropout(rate, stream=1).apply({}, jnp.ones((100, 4000)), keys)
+  out = np.asarray(out)
+  assert abs((out == 0).mean() - rate) < 0.003
+  np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=1e-6)
+
+
+def test_no_dropout_without_keys_or_rate():
+  """Evaluation is random."""
+  x = jnp.ones((2, 3))
+  keys = jax.random.split(jax.random.key(0), 2)
+  np.testing.assert_array_equal(
+      model_lib.Dropout(0.5, stream=1).apply({}, x, None), x
+  )
+  np.testing.assert_array_equal(
+      model_lib.Dropout(0.0, stream=1).apply({}, x, keys), x
+  )
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
+def test_dtypes_are_the_configs(tiny_config, dtype, param_dtype):
+  """A dtype knob that nothing reads."""
+  config = tiny_config({'model.dtype': dtype, 'model.param_dtype': param_dtype})
+  net = _net(config)
+  params = model_lib.init_params(net, jax.random.key(0))
+  assert {p.dtype.name for p in jax.tree.leaves(params)} == {param_dtype}
+  text = str(jax.make_jaxpr(lambda p: net.apply({'params': p}, jnp.ones((1, 28, 28, 1))))(params))
+  assert ('bf16[1,28,28,4]' in text) == (dtype == 'bfloat16')
+  assert net.apply({'params': params}, jnp.ones((1, 28, 28, 1))).dtype == jnp.float32
