@@ -5,6 +5,7 @@ made again, and a folder that cannot be written to is done without.
 """
 
 from collections.abc import Callable
+import contextlib
 import os
 import zipfile
 import zlib
@@ -64,5 +65,6 @@ def load_or_make(path: epath.Path, make: Callable[[], Corpus]) -> Corpus:
       )
     temporary.replace(path)
   except OSError:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
   return corpus

@@ -85,6 +85,7 @@ def _check_network():
 
 def _prepare_and_read(base, manual_dir):
   import tensorflow_datasets as tfds
+  from tensorflow_datasets.core.download import download_manager
 
   from digitnet.data.tfds_mnist import DigitnetMnist
 
@@ -96,7 +97,7 @@ def _prepare_and_read(base, manual_dir):
             manual_dir=manual_dir or None
         )
     )
-  except tfds.download.NonMatchingChecksumError as error:
+  except download_manager.NonMatchingChecksumError as error:
     first_line = str(error).strip().splitlines()[0]
     raise UserError(f'{first_line} fetch that file again') from None
   return Corpus('mnist', *(_read(builder, part) for part in ('train', 'test')))

@@ -1,0 +1,165 @@
+"""Every knob has a rule and is read; every bad value is named."""
+
+import json
+import math
+import pathlib
+import re
+
+import pytest
+
+from configs import ablations
+from configs import default
+from configs import kaggle
+from configs import quick
+from digitnet import config as config_lib
+from digitnet.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    'config',
+    [default.get_config(), quick.get_config(), kaggle.get_config()]
+    + [ablations.get_config(name) for name in ablations.ABLATIONS],
+)
+def test_presets_are_valid_and_have_the_defaults_fields(config):
+  """A preset cannot be run, or has a knob that the default does not list."""
+  config_lib.validate(config)
+  assert config_lib.flatten(config).keys() == config_lib.RULES.keys()
+
+
+def test_default_comments_on_every_knob():
+  """A knob without a word on its unit or reason."""
+  lines = (ROOT / 'configs/default.py').read_text().splitlines()
+  for number, line in enumerate(lines):
+    if re.match(r'  config\.\S+ = ', line) and 'ConfigDict' not in line:
+      block = '\n'.join(lines[max(0, number - 5) : number + 1])
+      assert '#' in block, line
+
+
+def test_every_knob_is_read():
+  """A knob that does nothing."""
+  code = '\n'.join(p.read_text() for p in (ROOT / 'digitnet').rglob('*.py'))
+  # Groups that are handed on whole, to fields or arguments of these names.
+  whole = {'data': '**config.data', 'model': '**config.model', 'augment': '**config.augment'}
+  for name in config_lib.RULES:
+    group, _, field = name.rpartition('.')
+    if group in whole:
+      assert whole[group] in code
+    else:
+      pattern = rf'(config|{group}_config|config\.{group})\.{field}\b' if group else rf'config\.{field}\b'
+      assert re.search(pattern, code), name
+
+
+def test_no_default_hides_in_the_package():
+  """A second, unlisted default: config.get(key, value)."""
+  for path in (ROOT / 'digitnet').rglob('*.py'):
+    assert 'config.get(' not in path.read_text(), path
+
+
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('batch_size', -5),
+        ('batch_size', 0),
+        ('seed', -1),
+        ('eval_batch_size', 0),
+        ('min_steps_per_epoch', 0),
+        ('optim.learning_rate', math.nan),
+        ('optim.learning_rate', math.inf),
+        ('optim.learning_rate', 0.0),
+        ('optim.schedule', 'linear'),
+        ('optim.warmup', 'soon'),
+        ('optim.b1', 1.0),
+        ('optim.eps', -1e-8),
+        ('optim.plateau_factor', 1.0),
+        ('optim.plateau_patience', 0),
+        ('optim.plateau_min_scale', 0.0),
+        ('duration', '0 steps'),
+        ('duration', '3'),
+        ('log_every', '-1 steps'),
+        ('eval_every', ''),
+        ('checkpoint_every', '1.5 steps'),
+        ('keep_checkpoints', 0),
+        ('data.source', 'cifar'),
+        ('data.split', 'half'),
+        ('data.split_seed', -1),
+        ('model.conv_features', ((32, 0),)),
+        ('model.conv_features', ((),)),
+        ('model.kernel_sizes', (5, 29)),
+        ('model.kernel_sizes', (5,)),
+        ('model.conv_dropout_rates', (0.25, 1.0)),
+        ('model.conv_dropout_rates', (0.25,)),
+        ('model.dense_features', (0, 10)),
+        ('model.dense_dropout_rates', (0.5,)),
+        ('model.dtype', 'float16'),
+        ('model.param_dtype', 'int8'),
+        ('augment.rotation', -1.0),
+        ('augment.zoom', 1.0),
+        ('augment.shear', math.nan),
+        ('augment.translation', -2.0),
+    ],
+)
+def test_bad_values_are_named(name, value):
+  """A bad value trains, or fails after minutes of compiling."""
+  config = default.get_config()
+  with config.ignore_type():
+    config.update_from_flattened_dict({name: value})
+  with pytest.raises(UserError, match=re.escape(f'config.{name}')) as error:
+    config_lib.validate(config)
+  assert 'must' in str(error.value)
+
+
+def test_too_many_blocks_are_refused():
+  """Pooling reaches 0x0, and the network sees nothing."""
+  config = default.get_config()
+  config.model.update(
+      conv_features=((4,),) * 5, kernel_sizes=(3,) * 5,
+      conv_dropout_rates=(0.0,) * 5,
+  )
+  with pytest.raises(UserError, match='at most 4'):
+    config_lib.validate(config)
+
+
+def test_unknown_and_missing_fields_are_named():
+  """A field of a config file that nothing reads."""
+  config = default.get_config()
+  config.momentum = 0.9
+  with pytest.raises(UserError, match='config.momentum: there is no such field'):
+    config_lib.validate(config)
+  config = default.get_config()
+  del config.optim.eps
+  with pytest.raises(UserError, match='config.optim.eps is missing'):
+    config_lib.validate(config)
+
+
+def test_indivisible_batch_names_the_nearest():
+  """A batch is cut unevenly, or the user must find one that fits."""
+  config = default.get_config()
+  config.batch_size = 100
+  with pytest.raises(UserError, match='over 8 devices; nearest that do: 96 and 104'):
+    config_lib.check_devices(config, 8)
+  config.batch_size = 3
+  with pytest.raises(UserError, match='nearest that do: 8$'):
+    config_lib.check_devices(config, 8)
+  config.batch_size, config.eval_batch_size = 104, 511
+  with pytest.raises(UserError, match='config.eval_batch_size=511'):
+    config_lib.check_devices(config, 8)
+  config_lib.check_devices(config, 1)
+
+
+def test_differences_name_what_changed():
+  """A resumed run changes its schedule in silence."""
+  old, new = default.get_config(), default.get_config()
+  new.model.dense_features = (256, 10)
+  new.data.dir = 'elsewhere'
+  stored = json.loads(json.dumps(config_lib.flatten(old)))
+  assert config_lib.differences(stored, config_lib.flatten(new)) == [
+      'model.dense_features: [8192, 2048] -> [256, 10]'
+  ]
+
+
+def test_unknown_ablation_lists_the_known():
+  """A mistyped ablation runs the baseline."""
+  with pytest.raises(ValueError, match='no_dropout'):
+    ablations.get_config('nodropout')

@@ -1,0 +1,83 @@
+"""What `auto` takes, and what it says of it."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from digitnet.data import bundled
+from digitnet.data import sources
+from digitnet.data import tfds_source
+from digitnet.errors import UserError
+
+
+def _load(source='auto', folder='', manual_dir='', lines=None):
+  say = lines.append if lines is not None else lambda line: None
+  return sources.load(
+      say, source=source, dir=str(folder), manual_dir=manual_dir, split='card',
+      split_seed=0,
+  )
+
+
+@pytest.fixture
+def offline(monkeypatch):
+  def unreachable(*args):
+    raise tfds_source.NetworkUnavailable('MNIST cannot be downloaded')
+
+  monkeypatch.setattr(tfds_source, 'load', unreachable)
+
+
+def test_auto_says_that_it_takes_the_bundled_digits(offline):
+  """A run on stand-in digits passes for one on MNIST."""
+  lines = []
+  dataset = _load(lines=lines)
+  assert dataset.source == 'bundled' and dataset.name == bundled.NAME
+  assert 'not MNIST' in lines[0] and 'cannot be downloaded' in lines[0]
+  assert len(lines) == 2 and '970 train' in lines[1]
+
+
+def test_auto_takes_the_files_at_hand(offline, tmp_path, mnist_dir):
+  """Files that a user names are passed over."""
+  lines = []
+  assert _load(folder=mnist_dir, lines=lines).source == 'idx'
+  assert 'auto takes idx' in lines[0]
+  (tmp_path / 'train.csv').write_text('')
+  with pytest.raises(UserError, match='train.csv'):
+    _load(folder=tmp_path)
+
+
+def test_auto_takes_tfds_when_it_can(monkeypatch):
+  """MNIST is within reach, and the stand-in is trained on."""
+  monkeypatch.setattr(tfds_source, 'load', lambda *args: bundled.load())
+  assert _load().source == 'tfds'
+
+
+def test_auto_does_not_hide_bad_files(tmp_path, offline):
+  """A damaged MNIST is silently replaced by the stand-in."""
+  (tmp_path / 'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(b'')[:5])
+  with pytest.raises(UserError, match='damaged'):
+    _load(folder=tmp_path)
+
+
+@pytest.mark.parametrize('source', ['auto', 'idx', 'kaggle'])
+def test_missing_folder_is_named(source, tmp_path):
+  """A mistyped folder ends in a traceback or in the stand-in."""
+  with pytest.raises(UserError, match='no such folder'):
+    _load(source, tmp_path / 'none')
+
+
+@pytest.mark.parametrize('source', ['idx', 'kaggle'])
+def test_unset_folder_is_named(source):
+  """The current folder is searched unasked."""
+  with pytest.raises(UserError, match='config.data.dir is not set'):
+    _load(source)
+
+
+def test_labels_go_with_their_images(mnist_dir):
+  """The cut permutes images and labels apart."""
+  dataset = _load('idx', mnist_dir)
+  # Ones have far less ink than zeros, in every split.
+  for split in (dataset.train, dataset.validation, dataset.test):
+    ink = split.images.mean(axis=(1, 2, 3))
+    assert ink[split.labels == 1].mean() < 0.6 * ink[split.labels == 0].mean()
+    assert np.bincount(split.labels, minlength=10).min() > 0.08 * len(split)

@@ -1,0 +1,94 @@
+"""Splits are disjoint, complete, of the right sizes, and the same for ever."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from digitnet.data import splits
+from digitnet.data.corpus import Corpus
+from digitnet.data.corpus import NO_LABEL
+from digitnet.data.corpus import Split
+from digitnet.errors import UserError
+
+
+def _numbered(start, stop, labelled=True):
+  """Examples whose two first pixels hold their number."""
+  numbers = np.arange(start, stop)
+  images = np.zeros((len(numbers), 28, 28, 1), np.uint8)
+  images[:, 0, 0, 0], images[:, 0, 1, 0] = numbers // 256, numbers % 256
+  labels = numbers % 10 if labelled else np.full(len(numbers), NO_LABEL)
+  return Split(images, labels.astype(np.int32))
+
+
+def _numbers(split):
+  images = split.images.astype(int)
+  return images[:, 0, 0, 0] * 256 + images[:, 0, 1, 0]
+
+
+def _cut(corpus, split='card', seed=0):
+  return splits.cut(corpus, 'idx', split, seed)
+
+
+MNIST_LIKE = Corpus('small mnist', _numbered(0, 600), _numbered(600, 700))
+
+
+@pytest.mark.parametrize(
+    'corpus, split, sizes',
+    [
+        (MNIST_LIKE, 'card', (378, 42, 280)),
+        (MNIST_LIKE, 'standard', (540, 60, 100)),
+        (Corpus('pool', _numbered(0, 1797), None), 'card', (970, 108, 719)),
+        (Corpus('pool', _numbered(0, 700), None), 'standard', (540, 60, 100)),
+        (
+            Corpus('kaggle', _numbered(0, 420), _numbered(420, 700, False)),
+            'card',
+            (378, 42, 280),
+        ),
+    ],
+)
+def test_splits_are_disjoint_and_complete(corpus, split, sizes):
+  """An image is trained on and scored, or in no split."""
+  dataset = _cut(corpus, split)
+  assert tuple(dataset.split_sizes.values()) == sizes
+  numbers = [
+      _numbers(part) for part in (dataset.train, dataset.validation, dataset.test)
+  ]
+  np.testing.assert_array_equal(np.sort(np.concatenate(numbers)), np.arange(sum(sizes)))
+  for part, of_part in zip((dataset.train, dataset.validation), numbers):
+    np.testing.assert_array_equal(part.labels, of_part % 10)
+
+
+def test_publishers_test_part_stays_whole():
+  """The standard or Kaggle's test images are shuffled or trained on."""
+  np.testing.assert_array_equal(
+      _numbers(_cut(MNIST_LIKE, 'standard').test), np.arange(600, 700)
+  )
+  kaggle = Corpus('kaggle', _numbered(0, 420), _numbered(420, 700, False))
+  np.testing.assert_array_equal(_numbers(_cut(kaggle).test), np.arange(420, 700))
+
+
+def test_split_follows_its_seed():
+  """Two seeds give one split, or one seed two."""
+  first, again, other = (_cut(MNIST_LIKE, seed=seed) for seed in (0, 0, 1))
+  assert first.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_permutation_is_fixed_for_ever():
+  """A new NumPy shuffles otherwise, and every published figure is void."""
+  assert splits.permutation(10, 0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+  digest = hashlib.sha256(splits.permutation(70_000, 0).astype('<i8').tobytes())
+  assert digest.hexdigest().startswith('10187494712450a0')
+
+
+def test_standard_split_needs_test_labels():
+  """Kaggle's unlabelled images are scored as MNIST's."""
+  kaggle = Corpus('kaggle', _numbered(0, 420), _numbered(420, 700, False))
+  with pytest.raises(UserError, match='split=card'):
+    _cut(kaggle, 'standard')
+
+
+def test_too_few_images_are_refused():
+  """An empty validation split makes every network the best."""
+  with pytest.raises(UserError, match='none may be empty'):
+    _cut(Corpus('few', _numbered(0, 3), None))

@@ -1,0 +1,120 @@
+"""MNIST by TFDS: the same arrays as the files, checked, bounded, quick again."""
+
+import shutil
+import socket
+import time
+
+from etils import epath
+import numpy as np
+import pytest
+
+from digitnet.data import idx
+from digitnet.data import sources
+from digitnet.data import tfds_source
+from digitnet.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def prepared(mnist_dir, tmp_path_factory):
+  """TFDS' folder, prepared from the files; and the corpus of that first start."""
+  folder = tmp_path_factory.mktemp('tfds')
+  return folder, tfds_source.load(str(folder), str(mnist_dir))
+
+
+def test_same_arrays_in_the_same_order_as_the_files(prepared, mnist_dir):
+  """TFDS shuffles, or loses records, and the two sources split otherwise."""
+  _, corpus = prepared
+  files = idx.load(epath.Path(mnist_dir))
+  for part in ('train', 'test'):
+    ours, theirs = getattr(corpus, part), getattr(files, part)
+    np.testing.assert_array_equal(ours.images, theirs.images)
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+    assert ours.labels.dtype == np.int32
+  assert corpus.name == files.name == 'mnist'
+
+
+def test_needs_no_tensorflow(prepared, run_python):
+  """TensorFlow, 600 MB, creeps in."""
+  del prepared
+  code = (
+      'import sys; import digitnet.data.tfds_mnist, digitnet.train;'
+      " print('tensorflow' in sys.modules)"
+  )
+  assert run_python('-c', code, check=True).stdout.strip() == 'False'
+
+
+def test_second_start_reads_the_copy_without_tfds(prepared, run_python):
+  """Every start takes as long as the first, or asks for the files again."""
+  folder, first = prepared
+  code = (
+      'import sys; from digitnet.data import sources;'
+      f"d = sources.load(print, source='tfds', dir={str(folder)!r}, manual_dir='',"
+      " split='card', split_seed=0);"
+      "print('tensorflow_datasets' in sys.modules, d.fingerprint)"
+  )
+  out = run_python('-c', code, check=True).stdout
+  assert 'False mnist, 37800/4200/28000' in out
+  del first
+
+
+def test_without_the_copy_the_records_are_read(prepared):
+  """The prepared records are not what the copy says."""
+  folder, first = prepared
+  copy = folder / 'digitnet_mnist/1.0.0/decoded.npz'
+  copy.unlink()
+  again = tfds_source.load(str(folder), '')
+  np.testing.assert_array_equal(again.train.images, first.train.images)
+  assert copy.exists()
+
+
+def test_card_split_of_mnist(prepared, mnist_dir):
+  """The card's split of the real data is not the documented one."""
+  folder, _ = prepared
+  by_tfds, by_idx = (
+      sources.load(
+          lambda line: None,
+          source=source,
+          dir=str(path),
+          manual_dir='',
+          split='card',
+          split_seed=0,
+      )
+      for source, path in (('tfds', folder), ('idx', mnist_dir))
+  )
+  assert by_tfds.split_sizes == {'train': 37_800, 'validation': 4_200, 'test': 28_000}
+  assert by_tfds.fingerprint == by_idx.fingerprint
+  assert by_tfds.fingerprint.endswith('crc32 caec35d3')
+
+
+def test_wrong_checksum_is_named(mnist_dir, tmp_path):
+  """A changed file is prepared as MNIST."""
+  files = tmp_path / 'files'
+  shutil.copytree(mnist_dir, files)
+  path = files / 't10k-labels-idx1-ubyte.gz'
+  path.chmod(0o644)
+  content = bytearray(path.read_bytes())
+  content[2000] ^= 1
+  path.write_bytes(bytes(content))
+  with pytest.raises(UserError, match='t10k-labels.*wrong checksum') as error:
+    tfds_source.load(str(tmp_path / 'tfds'), str(files))
+  assert '\n' not in str(error.value)
+
+
+def test_missing_files_are_named(tmp_path):
+  """A mistyped folder starts a download."""
+  with pytest.raises(UserError, match='no such folder'):
+    tfds_source.load(str(tmp_path), str(tmp_path / 'none'))
+  with pytest.raises(UserError, match='no train-images-idx3-ubyte.gz'):
+    tfds_source.load(str(tmp_path), str(tmp_path))
+
+
+def test_no_network_is_said_within_bounds(tmp_path, monkeypatch):
+  """TFDS goes on trying for minutes: an address that never answers."""
+  with socket.create_server(('127.0.0.1', 0)) as silent:
+    port = silent.getsockname()[1]
+    monkeypatch.setattr(tfds_source, '_PROBE', f'http://127.0.0.1:{port}/')
+    monkeypatch.setattr(tfds_source, '_PROBE_SECONDS', 2)
+    started = time.monotonic()
+    with pytest.raises(tfds_source.NetworkUnavailable, match='manual_dir'):
+      tfds_source.load(str(tmp_path), '')
+    assert time.monotonic() - started < 20
