@@ -34,7 +34,7 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-  """The checkpoints of one run."""
+  """The checkpoints of one run; a context that ends with every save on disk."""
 
   def __init__(
       self, folder: epath.Path, num_newest: int = 1, read_only: bool = False
@@ -134,4 +134,12 @@ class Checkpoints:
     self._manager.wait_until_finished()
 
   def close(self) -> None:
+    """Waits likewise, and lets go of the folder."""
     self._manager.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    # Without this a process that ends early loses the save under way.
+    self.close()

@@ -34,7 +34,7 @@ class MetricsLog:
     for line in lines:
       self._show(line)
 
-  def write(self, line: Mapping[str, float | int | str]) -> None:
+  def write(self, line: Mapping[str, float | int | str | None]) -> None:
     """Appends one line, which reaches the disk's cache before this returns."""
     self._file.write(_encode(line))
     self._file.flush()
@@ -42,7 +42,7 @@ class MetricsLog:
 
   def _show(self, line):
     for name, value in line.items():
-      if name not in ('step', 'split'):
+      if name not in ('step', 'split') and value is not None:
         self._writer.add_scalar(f'{line["split"]}/{name}', value, line['step'])
 
   def __enter__(self):

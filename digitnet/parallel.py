@@ -6,7 +6,6 @@ sharded batch has the same axis, each device holding its part.
 
 from collections.abc import Callable
 
-from flax import jax_utils
 import jax
 import numpy as np
 
@@ -19,8 +18,23 @@ def pmap(step: Callable, donate_argnums: tuple[int, ...] = ()) -> Callable:
 
 
 def replicate(tree):
-  """A full copy of each array on every local device: [devices, ...]."""
-  return jax_utils.replicate(tree)
+  """A full copy of each array on every local device: [devices, ...].
+
+  `flax.jax_utils.replicate` would stack all copies on one device first, and its
+  mesh has another axis name than pmap's, for which the first step would be
+  compiled twice.
+  """
+  devices = jax.local_devices()
+  mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+  sharding = jax.NamedSharding(mesh, jax.P(AXIS))
+
+  def replicate_one(x):
+    copies = [jax.device_put(x[None], device) for device in devices]
+    return jax.make_array_from_single_device_arrays(
+        (len(devices), *x.shape), sharding, copies
+    )
+
+  return jax.tree.map(replicate_one, tree)
 
 
 def shard(tree):

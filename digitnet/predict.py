@@ -40,19 +40,17 @@ class Predictor:
     self.config = run.load_config()
     config_lib.validate(self.config)
     model = DigitNet(**self.config.model)
-    checkpoints = (
-        Checkpoints(run.checkpoints, read_only=True)
-        if run.checkpoints.is_dir()
-        else None
-    )
-    if checkpoints is None or checkpoints.latest_step is None:
-      raise UserError(f'{run.path}: no checkpoint yet; train first')
-    newest = checkpoints.latest_step
-    best = checkpoints.restore_progress(newest).best_step
-    params = checkpoints.restore_params(
-        newest if best is None else best, model_lib.abstract_params(model)
-    )
-    checkpoints.close()
+    none_yet = UserError(f'{run.path}: no checkpoint yet; train first')
+    if not run.checkpoints.is_dir():
+      raise none_yet
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+      newest = checkpoints.latest_step
+      if newest is None:
+        raise none_yet
+      best = checkpoints.restore_progress(newest).best_step
+      params = checkpoints.restore_params(
+          newest if best is None else best, model_lib.abstract_params(model)
+      )
     self._params = parallel.replicate(params)
     self._eval_step = parallel.pmap(steps.make_eval_step(model))
 

@@ -1,5 +1,6 @@
 """Training, from config to results: `train_and_evaluate(config, workdir)`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -67,17 +68,19 @@ def train_and_evaluate(
   model = DigitNet(**config.model)
   say(model_lib.format_table(model_lib.layer_table(model)))
   plan = Plan.make(config, len(dataset.train))
-  checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
-  progress = train(config, plan, dataset, model, run, checkpoints)
+  eval_step = parallel.pmap(steps.make_eval_step(model))
+  with Checkpoints(run.checkpoints, config.keep_checkpoints) as checkpoints:
+    progress = train(
+        config, plan, dataset, model, eval_step, run, checkpoints
+    )
+    checkpoints.wait()
+    params = checkpoints.restore_params(
+        progress.best_step, model_lib.abstract_params(model)
+    )
 
   # The network that is best on validation is scored on test, once.
-  checkpoints.wait()
-  params = checkpoints.restore_params(
-      progress.best_step, model_lib.abstract_params(model)
-  )
-  checkpoints.close()
   test_metrics, logits = evaluate(
-      parallel.pmap(steps.make_eval_step(model)),
+      eval_step,
       parallel.replicate(params),
       dataset.test,
       config.eval_batch_size,
@@ -102,6 +105,7 @@ def train(
     plan: Plan,
     dataset: Dataset,
     model: DigitNet,
+    eval_step: Callable,
     run: Workdir,
     checkpoints: Checkpoints,
 ) -> Progress:
@@ -141,7 +145,6 @@ def train(
       steps.make_train_step(model, optimizer, schedule, affine, config.seed),
       donate_argnums=(0,),
   )
-  eval_step = parallel.pmap(steps.make_eval_step(model))
 
   log = MetricsLog(run.metrics, run.tensorboard, step)
   pace = Pace(
@@ -207,7 +210,6 @@ def train(
           progress.train_images = pace.num_images
           checkpoints.save(parallel.first(state), progress)
         if is_stop and step < plan.last_step:
-          checkpoints.close()
           raise Stopped(
               stop.signum,
               f'stopped after step {step:,}, which is saved in {run.path}; the'

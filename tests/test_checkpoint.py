@@ -1,0 +1,141 @@
+"""Saved is what is restored; the newest and the best stay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from digitnet import checkpoint
+from digitnet import model as model_lib
+from digitnet import optim
+from digitnet import steps
+from digitnet.errors import UserError
+from digitnet.metrics import Metrics
+from digitnet.progress import Progress
+from etils import epath
+
+
+def _state(width=8, step=0, value=None):
+  net = model_lib.DigitNet(
+      ((2,),), (3,), (0.0,), (width,), (0.0,), 'float32', 'float32'
+  )
+  schedule = optim.make_schedule('constant', 0.1, 10, 0)
+  state = steps.init_state(
+      model_lib.init_params(net, jax.random.key(1)),
+      optim.make_optimizer(schedule, 0.9, 0.999, 1e-8),
+  )
+  if value is not None:
+    state = jax.tree.map(lambda x: jnp.full_like(x, value), state)
+  return state.replace(step=jnp.int32(step))
+
+
+def _progress(*errors):
+  progress = Progress('data')
+  for step, num_errors in errors:
+    progress.evaluations.append({'step': step, 'num_errors': num_errors, 'loss': 0.1})
+  return progress
+
+
+@pytest.fixture
+def open_folder(tmp_path):
+  opened = []
+
+  def build(**options):
+    opened.append(checkpoint.Checkpoints(epath.Path(tmp_path) / 'c', **options))
+    return opened[-1]
+
+  yield build
+  for one in opened:
+    one.close()
+
+
+def test_round_trip_is_exact(open_folder):
+  """A moment, a step or a progress field is lost or cast."""
+  checkpoints = open_folder()
+  state = _state(step=7)
+  state = state.replace(opt_state=jax.tree.map(lambda x: x + 3, state.opt_state))
+  progress = _progress((5, 3), (7, 2))
+  progress.window = Metrics(0.1 + 0.2, np.arange(100).reshape(10, 10))
+  checkpoints.save(state, progress)
+  checkpoints.wait()
+
+  again = open_folder()
+  assert again.latest_step == 7
+  restored = again.restore(7, jax.eval_shape(lambda: state))
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state)):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+  params = again.restore_params(7, jax.eval_shape(lambda: state.params))
+  np.testing.assert_array_equal(
+      params['dense1']['kernel'], state.params['dense1']['kernel']
+  )
+  loaded = again.restore_progress(7)
+  assert loaded.window.loss == progress.window.loss
+  np.testing.assert_array_equal(loaded.window.confusion, progress.window.confusion)
+  assert loaded.evaluations == progress.evaluations and loaded.best_step == 7
+  assert loaded.wall_seconds > 0
+
+
+def test_newest_and_best_stay(open_folder, tmp_path):
+  """The best network is deleted before it is scored."""
+  checkpoints = open_folder(num_newest=2)
+  errors = [(1, 9), (2, 4), (3, 5), (4, 4), (5, 6), (6, 7)]
+  for number in range(1, 7):
+    progress = _progress(*errors[:number])
+    checkpoints.save(_state(step=number), progress)
+    checkpoints.wait()
+  assert progress.best_step == 2  # of equals the first
+  kept = sorted(int(p.name) for p in (tmp_path / 'c').iterdir() if p.name.isdigit())
+  assert kept == [2, 5, 6]
+
+
+def test_best_breaks_ties_by_loss():
+  """Of two equal counts the worse network is taken."""
+  progress = _progress((1, 4), (2, 4))
+  progress.evaluations[1]['loss'] = 0.05
+  assert progress.best_step == 2
+  assert Progress('data').best_step is None
+
+
+def test_saving_does_not_wait_for_the_state_to_change(open_folder):
+  """The state is overwritten by the next step while it is being written."""
+  checkpoints = open_folder()
+  state = _state(step=3, value=1.5).replace(step=jnp.int32(3))
+  checkpoints.save(state, _progress())
+  del state
+  checkpoints.wait()
+  restored = checkpoints.restore(3, jax.eval_shape(_state))
+  assert all((np.asarray(x) == 1.5).all() for x in jax.tree.leaves(restored.params))
+
+
+def test_other_network_is_refused(open_folder):
+  """A checkpoint of another width is cut or padded in silence."""
+  checkpoints = open_folder()
+  checkpoints.save(_state(step=1), _progress())
+  checkpoints.wait()
+  with pytest.raises(UserError, match='does not fit the network'):
+    checkpoints.restore(1, jax.eval_shape(lambda: _state(width=9)))
+
+
+def test_leftovers_of_a_killed_save_are_removed(open_folder, tmp_path):
+  """A half-written step fills the disk, or is taken for a whole one."""
+  checkpoints = open_folder()
+  checkpoints.save(_state(step=1), _progress())
+  checkpoints.wait()
+  half = tmp_path / 'c' / '2.orbax-checkpoint-tmp'
+  half.mkdir()
+  reader = open_folder(read_only=True)
+  assert reader.latest_step == 1 and half.exists()
+  writer = open_folder()
+  writer.close()  # the removal goes on in the background until then
+  assert writer.latest_step == 1 and not half.exists()
+
+
+def test_saving_a_step_twice_is_loud(open_folder):
+  """Orbax keeps the old arrays and says nothing."""
+  checkpoints = open_folder()
+  checkpoints.save(_state(step=1), _progress())
+  checkpoints.wait()
+  with pytest.raises(Exception, match='1'):
+    checkpoints.save(_state(step=1, value=2.0).replace(step=jnp.int32(1)), _progress())

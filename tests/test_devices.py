@@ -1,0 +1,74 @@
+"""1, 2, 4 and 8 devices walk the same curve and count the same examples."""
+
+import json
+
+import numpy as np
+import pytest
+
+_TRAIN = """
+import json, sys, tempfile
+from tests.conftest import TINY
+from configs import default
+from digitnet import metrics_log, train
+config = default.get_config()
+config.update_from_flattened_dict({**TINY, 'log_every': '1 steps'})
+assert config.augment.rotation and any(config.model.dense_dropout_rates)
+with tempfile.TemporaryDirectory() as workdir:
+  results = train.train_and_evaluate(config, workdir)
+  lines = metrics_log.read_metrics(train.Workdir(workdir).metrics)
+print(json.dumps({
+    'losses': [x['loss'] for x in lines if x['split'] == 'train'],
+    'norms': [x['grad_norm'] for x in lines if x['split'] == 'train'],
+    'counts': [x['num_examples'] for x in lines],
+    'test': results['test'],
+    'devices': results['devices']['count'],
+}))
+"""
+
+_EVALUATE = """
+import jax, numpy as np
+from digitnet import model, parallel, steps
+from digitnet.data.corpus import Split
+from digitnet.evaluate import evaluate
+net = model.DigitNet(((2,),), (3,), (0.5,), (4,), (0.5,), 'float32', 'float32')
+params = model.init_params(net, jax.random.key(0))
+images = np.random.default_rng(0).integers(0, 256, (4200, 28, 28, 1), np.uint8)
+labels = (np.arange(4200) % 10).astype(np.int32)
+eval_step = parallel.pmap(steps.make_eval_step(net))
+for batch_size in (8, 64):
+  for n in (1, batch_size - 1, batch_size, batch_size + 1, 4200):
+    metrics, logits = evaluate(eval_step, parallel.replicate(params),
+                               Split(images[:n], labels[:n]), batch_size)
+    rows = metrics.confusion.sum(axis=1)
+    assert (rows == np.bincount(labels[:n], minlength=10)).all(), n
+    assert metrics.num_examples == n and logits.shape == (n, 10), n
+print(repr(float(metrics.loss)), metrics.num_correct)
+"""
+
+
+@pytest.fixture(scope='module')
+def curves():
+  return {}
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
+def test_training_curve(on_devices, curves, num_devices):
+  """Keys per device, or means of unequal shards: another curve a device count."""
+  out = json.loads(on_devices(num_devices, _TRAIN).splitlines()[-1])
+  assert out['devices'] == num_devices
+  curves[num_devices] = out
+  one = curves[1]
+  assert out['counts'] == one['counts'] and len(out['losses']) == 20
+  # Rounding alone: far below the 1e-3 that is promised.
+  np.testing.assert_allclose(out['losses'], one['losses'], rtol=1e-4)
+  np.testing.assert_allclose(out['norms'], one['norms'], rtol=1e-3)
+  assert out['test']['num_examples'] == one['test']['num_examples'] == 719
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
+def test_evaluation_counts_each_example_once(on_devices, curves, num_devices):
+  """The tail is dropped or counted twice."""
+  loss, correct = on_devices(num_devices, _EVALUATE).split()
+  first = curves.setdefault('evaluation', (float(loss), int(correct)))
+  assert float(loss) == pytest.approx(first[0], rel=1e-5)
+  assert abs(int(correct) - first[1]) <= 1

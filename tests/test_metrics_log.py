@@ -1,0 +1,48 @@
+"""metrics.jsonl goes on where the checkpoint does; TensorBoard shows the same."""
+
+import json
+
+from etils import epath
+import pytest
+
+from digitnet.metrics_log import MetricsLog
+from digitnet.metrics_log import read_metrics
+
+
+@pytest.fixture
+def paths(tmp_path):
+  return epath.Path(tmp_path / 'metrics.jsonl'), epath.Path(tmp_path / 'tb')
+
+
+def _line(step, split='train'):
+  return {'step': step, 'split': split, 'loss': 1 / step}
+
+
+def test_lines_are_json_and_flushed_at_once(paths):
+  """A kill loses lines that were reported."""
+  with MetricsLog(*paths, step=0) as log:
+    log.write(_line(1))
+    assert json.loads(paths[0].read_text()) == _line(1)
+  assert read_metrics(paths[0]) == [_line(1)]
+
+
+def test_resuming_leaves_no_gap_and_no_double_line(paths):
+  """Lines after the checkpoint stand twice, or those before it are lost."""
+  with MetricsLog(*paths, step=0) as log:
+    for step in range(1, 6):
+      log.write(_line(step))
+    log.write(_line(3, 'validation'))
+  with paths[0].open('a') as file:
+    file.write('{"step": 6, "spl')  # a kill in the middle of a line
+  with MetricsLog(*paths, step=3) as log:
+    log.write(_line(4))
+  assert [line['step'] for line in read_metrics(paths[0])] == [1, 2, 3, 3, 4]
+
+
+def test_tensorboard_shows_each_step_once(paths):
+  """A resumed curve runs backwards in TensorBoard."""
+  for step in (0, 2):
+    with MetricsLog(*paths, step=step) as log:
+      for number in range(step + 1, 5):
+        log.write(_line(number))
+  (events,) = paths[1].iterdir()

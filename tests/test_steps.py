@@ -1,0 +1,141 @@
+"""One update against Adam by hand; padding and reports."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from digitnet import augment
+from digitnet import model as model_lib
+from digitnet import optim
+from digitnet import parallel
+from digitnet import steps
+
+NO_CHANGE = augment.Affine(0, 0, 0, 0)
+
+
+@pytest.fixture
+def net():
+  def build(rate=0.0):
+    return model_lib.DigitNet(
+        ((3,), (4,)), (3, 3), (rate, rate), (8,), (rate,), 'float32', 'float32'
+    )
+
+  return build
+
+
+def _start(net, learning_rate=0.01, affine=NO_CHANGE, seed=0):
+  schedule = optim.make_schedule('constant', learning_rate, 10, 0)
+  optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
+  params = model_lib.init_params(net, jax.random.key(seed))
+  step = parallel.pmap(
+      steps.make_train_step(net, optimizer, schedule, affine, seed)
+  )
+  return steps.init_state(params, optimizer), step
+
+
+def _run(step, state, images, labels, indices, mask, lr_scale=1.0):
+  state, report = step(
+      parallel.replicate(state),
+      parallel.replicate(steps.Examples(images, labels)),
+      parallel.shard(steps.Batch(np.int32(indices), np.array(mask))),
+      parallel.replicate(np.float32(lr_scale)),
+  )
+  return parallel.to_host(state), parallel.to_host(report)
+
+
+def test_update_is_adam_on_the_mean_cross_entropy(net, digits):
+  """The gradient is a sum, is scaled twice, or is of other images."""
+  images, labels = digits(12)
+  state, step = _start(net())
+  indices = [7, 2, 9, 4]
+  after, report = _run(step, state, images, labels, indices, [True] * 4)
+
+  def loss(params):
+    x = jnp.asarray(images[indices], jnp.float32) / 255
+    logits = net().apply({'params': params}, x)
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits, labels[indices]
+    ).mean()
+
+  value, grads = jax.value_and_grad(loss)(state.params)
+  assert report.metrics.loss / 4 == pytest.approx(float(value), rel=1e-5)
+  assert report.metrics.confusion.sum() == 4
+  assert report.grad_norm == pytest.approx(float(optax.global_norm(grads)), rel=1e-4)
+  tx = optax.adam(0.01)
+  updates, _ = tx.update(grads, tx.init(state.params))
+  wanted = optax.apply_updates(state.params, updates)
+  for ours, theirs in zip(jax.tree.leaves(after.params), jax.tree.leaves(wanted)):
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+  assert after.step == 1
+
+
+def test_padding_changes_nothing(net, digits):
+  """The short last batch is averaged over its padding, or trains on it."""
+  images, labels = digits(12)
+  state, step = _start(net())
+  short, of_short = _run(step, state, images, labels, [3, 5, 8], [True] * 3)
+  padded, of_padded = _run(
+      step, state, images, labels, [3, 5, 8, 0, 0], [True] * 3 + [False] * 2
+  )
+  assert of_padded.metrics.loss == pytest.approx(of_short.metrics.loss, rel=1e-6)
+  np.testing.assert_array_equal(of_padded.metrics.confusion, of_short.metrics.confusion)
+  assert of_padded.grad_norm == pytest.approx(of_short.grad_norm, rel=1e-5)
+  for a, b in zip(jax.tree.leaves(padded.opt_state), jax.tree.leaves(short.opt_state)):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
+
+
+def test_learning_rate_is_scaled(net, digits):
+  """The plateau's scale reaches the report but not the parameters."""
+  images, labels = digits(4)
+  state, step = _start(net())
+  moves = []
+  for scale in (1.0, 0.25):
+    after, report = _run(step, state, images, labels, range(4), [True] * 4, scale)
+    assert report.learning_rate == pytest.approx(0.01 * scale)
+    moves.append(after.params['logits']['bias'])
+  np.testing.assert_allclose(moves[1], 0.25 * moves[0], rtol=1e-5)
+
+
+def test_dropout_and_augmentation_follow_seed_and_step(net, digits):
+  """Every step, or every seed, draws the same masks."""
+  images, labels = digits(8)
+  losses = {}
+  for seed in (0, 1):
+    state, step = _start(net(0.5), seed=0, affine=augment.Affine(20, 0.1, 0.1, 2))
+    if seed:
+      _, step = _start(net(0.5), seed=seed, affine=augment.Affine(20, 0.1, 0.1, 2))
+    for done in (0, 1):
+      at = state.replace(step=jnp.int32(done))
+      _, report = _run(step, at, images, labels, range(8), [True] * 8)
+      _, again = _run(step, at, images, labels, range(8), [True] * 8)
+      assert again.metrics.loss == report.metrics.loss
+      losses[seed, done] = float(report.metrics.loss)
+  assert len(set(losses.values())) == 4
+
+
+def test_eval_step_counts_the_labelled_and_returns_all_logits(net, digits):
+  """Unlabelled images are scored as some digit, or dropout stays on."""
+  images, labels = digits(6)
+  labels[2] = -1
+  model = net(0.5)
+  params = model_lib.init_params(model, jax.random.key(0))
+  metrics, logits = parallel.to_host(
+      parallel.pmap(steps.make_eval_step(model))(
+          parallel.replicate(params),
+          parallel.replicate(steps.Examples(images, labels)),
+          parallel.shard(
+              steps.Batch(np.int32([0, 1, 2, 3, 0]), np.array([True] * 4 + [False]))
+          ),
+      )
+  )
+  assert metrics.confusion.sum() == 3
+  exact = model.apply({'params': params}, jnp.asarray(images[:4], jnp.float32) / 255)
+  np.testing.assert_allclose(logits[:4], exact, rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_are_scaled_to_one():
+  """The network sees 0..255."""
+  out = steps.to_float(jnp.array([0, 51, 255], jnp.uint8))
+  np.testing.assert_allclose(out, [0, 0.2, 1])

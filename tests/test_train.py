@@ -1,0 +1,337 @@
+"""Whole runs on a small network: what they leave, and how they go on."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from digitnet import predict
+from digitnet import train
+from digitnet.checkpoint import Checkpoints
+from digitnet.errors import TrainingFailed
+from digitnet.errors import UserError
+from digitnet.metrics_log import read_metrics
+from digitnet.workdir import Workdir
+
+RESULT_FIELDS = {
+    'dataset', 'source', 'split_sizes', 'num_params', 'steps', 'best_step', 'seed',
+    'validation', 'test', 'images_per_second', 'wall_seconds', 'devices',
+    'versions', 'git_commit',
+}
+
+
+def _figures(workdir):
+  """metrics.jsonl without its times."""
+  lines = read_metrics(Workdir(workdir).metrics)
+  for line in lines:
+    line.pop('images_per_second', None)
+  return lines
+
+
+def _final_arrays(workdir):
+  folder = Workdir(workdir).checkpoints
+  import orbax.checkpoint as ocp
+
+  checkpoints = Checkpoints(folder, read_only=True)
+  step = checkpoints.latest_step
+  checkpoints.close()
+  arrays = {}
+  for item in ('params', 'optimizer'):
+    with ocp.StandardCheckpointer() as reader:
+      arrays[item] = reader.restore(folder / str(step) / item)
+  return step, arrays
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A finished run of 20 steps, and what it returned."""
+  from tests.conftest import TINY
+  from configs import default
+
+  config = default.get_config()
+  config.update_from_flattened_dict(TINY)
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  return config, workdir, train.train_and_evaluate(config, str(workdir))
+
+
+def test_a_run_leaves_its_files(finished):
+  """A promised file or field is missing."""
+  config, workdir, results = finished
+  assert {path.name for path in workdir.iterdir()} == {
+      'config.json', 'metrics.jsonl', 'results.json', 'predictions.csv',
+      'checkpoints', 'tensorboard',
+  }
+  assert results == json.loads((workdir / 'results.json').read_text())
+  assert results.keys() == RESULT_FIELDS
+  assert results['steps'] == 20 and results['seed'] == 0
+  assert results['split_sizes'] == {'train': 970, 'validation': 108, 'test': 719}
+  assert 'not MNIST' in results['dataset'] and results['source'] == 'bundled'
+  for split, num in (('validation', 108), ('test', 719)):
+    summary = results[split]
+    assert summary['num_examples'] == num
+    assert summary['accuracy'] == pytest.approx(1 - summary['num_errors'] / num)
+  assert json.loads((workdir / 'config.json').read_text())['batch_size'] == 64
+  assert results['images_per_second'] > 0 and results['wall_seconds'] > 0
+  del config
+
+
+def test_metrics_lines(finished):
+  """The last step is not logged, or the figures are of other examples."""
+  _, workdir, results = finished
+  lines = read_metrics(Workdir(workdir).metrics)
+  by_split = {
+      split: [x for x in lines if x['split'] == split]
+      for split in ('train', 'validation')
+  }
+  assert [x['step'] for x in by_split['train']] == [5, 10, 15, 20]
+  assert [x['step'] for x in by_split['validation']] == [10, 20]
+  # 16 steps are one pass over 970 images: 15 full batches and one of ten.
+  assert [x['num_examples'] for x in by_split['train']] == [320, 320, 320, 266]
+  best = min(by_split['validation'], key=lambda x: (x['num_errors'], x['loss']))
+  assert results['best_step'] == best['step']
+  assert results['validation']['loss'] == best['loss']
+
+
+def test_predictions_score_what_the_results_say(finished):
+  """predictions.csv is of another network, split or order than the score."""
+  _, workdir, results = finished
+  from digitnet.data import sources
+
+  dataset = sources.load(
+      lambda line: None, source='bundled', dir='', manual_dir='', split='card',
+      split_seed=0,
+  )
+  rows = (workdir / 'predictions.csv').read_text().splitlines()
+  assert rows[0] == 'ImageId,Label'
+  ids, labels = zip(*(map(int, row.split(',')) for row in rows[1:]))
+  assert list(ids) == list(range(1, 720))
+  wrong = int((np.array(labels) != dataset.test.labels).sum())
+  assert wrong == results['test']['num_errors']
+  # And the network that is loaded again is the one that was scored.
+  metrics, probs = predict.Predictor(str(workdir)).score(dataset.test)
+  assert metrics.summary() == results['test']
+  np.testing.assert_array_equal(probs.argmax(axis=1), labels)
+  np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_finished_run_is_not_run_again(finished, capsys):
+  """A finished run is trained further, or its test split scored again."""
+  config, workdir, results = finished
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  assert train.train_and_evaluate(config, str(workdir)) == results
+  assert 'this run is finished' in capsys.readouterr().out
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_workdir_of_another_run_is_refused(finished, tiny_config):
+  """A checkpoint is overwritten by, or restored into, another network."""
+  _, workdir, _ = finished
+  before = sorted(workdir.rglob('*'))
+  config = tiny_config({'model.dense_features': (17,), 'seed': 1})
+  with pytest.raises(UserError) as error:
+    train.train_and_evaluate(config, str(workdir))
+  assert 'model.dense_features: [16] -> [17]' in str(error.value)
+  assert 'seed: 0 -> 1' in str(error.value)
+  assert sorted(workdir.rglob('*')) == before
+
+
+def test_deleted_results_are_made_again_without_training(finished):
+  """A run killed after its last checkpoint cannot be finished."""
+  config, workdir, results = finished
+  figures, predictions = _figures(workdir), (workdir / 'predictions.csv').read_bytes()
+  (workdir / 'results.json').unlink()
+  again = train.train_and_evaluate(config, str(workdir))
+  for field in RESULT_FIELDS - {'wall_seconds'}:
+    assert again[field] == results[field], field
+  assert _figures(workdir) == figures
+  assert (workdir / 'predictions.csv').read_bytes() == predictions
+
+
+# Trains in a process of its own, which kills itself without warning as it logs
+# the given step: after that step's update, before it is saved.
+_KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from digitnet import cli, metrics_log, train
+import main
+write = metrics_log.MetricsLog.write
+def write_or_die(self, line):
+  write(self, line)
+  if line['step'] == {step}:
+    os.kill(os.getpid(), signal.{signal})
+metrics_log.MetricsLog.write = write_or_die
+sys.exit(cli.run(main.main))
+"""
+
+
+@pytest.fixture
+def run_and_signal(tiny_flags):
+  from tests.conftest import ROOT
+
+  def run(workdir, overrides, name, step):
+    code = _KILLED.format(root=str(ROOT), signal=name, step=step)
+    return subprocess.run(
+        [sys.executable, '-c', code, f'--workdir={workdir}', *tiny_flags(overrides)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+  return run
+
+
+# Saves every 7 steps, 16 to a pass: both saves and kills fall in mid-epoch, and
+# between two training lines.
+_UNEVEN = {'duration': '40 steps', 'checkpoint_every': '7 steps', 'eval_every': '16 steps'}
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+  from tests.conftest import TINY
+  from configs import default
+
+  config = default.get_config()
+  config.update_from_flattened_dict({**TINY, **_UNEVEN})
+  workdir = tmp_path_factory.mktemp('unbroken') / 'run'
+  train.train_and_evaluate(config, str(workdir))
+  return config, workdir
+
+
+@pytest.mark.parametrize(
+    'name, code, step', [('SIGKILL', -9, 25), ('SIGTERM', 143, 20), ('SIGINT', 130, 30)]
+)
+def test_broken_run_ends_as_the_unbroken_one(
+    unbroken, run_and_signal, run_python, tiny_flags, tmp_path, name, code, step
+):
+  """A resumed run replays a step, restarts its keys, or loses a line."""
+  config, whole = unbroken
+  workdir = tmp_path / 'run'
+  process = run_and_signal(workdir, _UNEVEN, name, step)
+  assert process.returncode == code, process.stdout + process.stderr
+  assert not (workdir / 'results.json').exists()
+  if name != 'SIGKILL':
+    assert 'the same command resumes' in process.stderr
+    assert 'Traceback' not in process.stderr
+    latest = Checkpoints(Workdir(workdir).checkpoints, read_only=True).latest_step
+    assert step <= latest <= step + 3
+
+  again = run_python(
+      'main.py', f'--workdir={workdir}', *tiny_flags(_UNEVEN), check=True
+  )
+  assert 'resuming after step' in again.stdout
+  assert _figures(workdir) == _figures(whole)
+  assert (workdir / 'predictions.csv').read_bytes() == (
+      whole / 'predictions.csv'
+  ).read_bytes()
+  step, arrays = _final_arrays(workdir)
+  whole_step, whole_arrays = _final_arrays(whole)
+  assert step == whole_step == 40
+  import jax
+
+  for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(arrays), jax.tree.leaves(whole_arrays)
+  ):
+    assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
+  ours, theirs = (
+      json.loads((folder / 'results.json').read_text()) for folder in (workdir, whole)
+  )
+  for field in RESULT_FIELDS - {'wall_seconds', 'images_per_second'}:
+    assert ours[field] == theirs[field], field
+  del config
+
+
+def test_other_data_are_refused_on_resume(tiny_config, tmp_path, monkeypatch):
+  """The network goes on training on other images after its data moved away."""
+  config = tiny_config({'checkpoint_every': '4 steps'})
+  monkeypatch.setattr(
+      'digitnet.reports._check_finite', _fail_at(9)
+  )
+  with pytest.raises(TrainingFailed):
+    train.train_and_evaluate(config, str(tmp_path))
+  monkeypatch.undo()
+  monkeypatch.setattr(
+      'digitnet.data.bundled.to_mnist_form',
+      lambda image: np.zeros((28, 28, 1), np.uint8),
+  )
+  with pytest.raises(UserError, match='the data are not those the run began with'):
+    train.train_and_evaluate(config, str(tmp_path))
+
+
+def _fail_at(wanted):
+  def check(step, report):
+    del report
+    if step == wanted:
+      raise TrainingFailed(f'step {step}')
+
+  return check
+
+
+def test_non_finite_loss_stops_with_its_step(tiny_config, tmp_path):
+  """NaN is trained on to the end, or saved as the latest checkpoint."""
+  config = tiny_config({
+      'optim.learning_rate': 1e30,
+      'optim.schedule': 'constant',
+      'optim.warmup': '0 steps',
+      'checkpoint_every': '1 steps',
+  })
+  with pytest.raises(TrainingFailed, match=r'step \d+: (loss|grad_norm) is (nan|inf)') as error:
+    train.train_and_evaluate(config, str(tmp_path / 'run'))
+  failed = int(str(error.value).split()[1].rstrip(':'))
+  folder = Workdir(str(tmp_path / 'run')).checkpoints
+  saved = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+  assert all(step < failed for step in saved)
+
+
+def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path):
+  """The schedule's scale never reaches the step, or is lost on resume."""
+  config = tiny_config({
+      'optim.schedule': 'plateau',
+      'optim.plateau_patience': 1,
+      'optim.learning_rate': 1e-9,  # too small to find a new best
+      'optim.warmup': '0 steps',
+      'eval_every': '5 steps',
+  })
+  train.train_and_evaluate(config, str(tmp_path))
+  rates = [x['learning_rate'] for x in _figures(tmp_path) if x['split'] == 'train']
+  assert rates[0] == pytest.approx(1e-9)
+  assert rates[-1] < 0.6e-9
+
+
+def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypatch):
+  """Unlabelled images are scored, or the submission is of another split."""
+  from tests.test_kaggle import write_csv
+
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  (tmp_path / 'data').mkdir()
+  write_csv(tmp_path / 'data/train.csv', *digits(40))
+  write_csv(tmp_path / 'data/test.csv', digits(23, seed=1)[0])
+  config = tiny_config({
+      'data.source': 'kaggle', 'data.dir': str(tmp_path / 'data'), 'batch_size': 8,
+      'min_steps_per_epoch': 1, 'duration': '1 epochs',
+  })
+  results = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  assert results['test'] is None and results['source'] == 'kaggle'
+  assert results['split_sizes'] == {'train': 36, 'validation': 4, 'test': 23}
+  rows = (tmp_path / 'run/predictions.csv').read_text().splitlines()
+  assert rows[0] == 'ImageId,Label' and len(rows) == 24
+  assert [row.split(',')[0] for row in rows[1:]] == [str(i) for i in range(1, 24)]
+
+
+def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tmp_path):
+  """A notebook's or a test's thread cannot train, for it may not set signals."""
+  import threading
+
+  errors = []
+
+  def run():
+    try:
+      train.train_and_evaluate(tiny_config({'duration': '2 steps'}), str(tmp_path))
+    except BaseException as error:  # pylint: disable=broad-except
+      errors.append(error)
+
+  thread = threading.Thread(target=run)
+  thread.start()
+  thread.join()
+  assert not errors and (tmp_path / 'results.json').exists()
