@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 _ROOT = pathlib.Path(__file__).parent
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', str(_ROOT / 'configs/default.py'), 'What to train, and how.'
+    'config', None, 'What to train, and how; default: configs/default.py.'
 )
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, "Where the run lives; default: runs/ and the config's name."
@@ -28,8 +28,13 @@ def _parse(argv: list[str]) -> None:
   if any(arg.lstrip('-') in ('help', 'h', 'helpfull') for arg in argv[1:]):
     print(__doc__ + flags.FLAGS.main_module_help())
     sys.exit(0)
+  # Given here and not as the flag's default: ml_collections would then apply
+  # the overrides, and fail on a wrong one, before `main` can catch it.
+  if not any(arg.lstrip('-').startswith('config=') for arg in argv[1:]):
+    argv = [argv[0], f'--config={_ROOT / "configs/default.py"}', *argv[1:]]
   try:
     rest = flags.FLAGS(argv)[1:]
+    _CONFIG.value.to_dict()  # A file that failed to load says so only now.
   # Whatever a config file or its overrides raise is the user's to mend.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(error) from None

@@ -51,6 +51,12 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
         folder,
         item_names=('params', 'optimizer', 'progress'),
+        # Named so that shapes can be read without the arrays.
+        item_handlers={
+            'params': ocp.StandardCheckpointHandler(),
+            'optimizer': ocp.StandardCheckpointHandler(),
+            'progress': ocp.JsonCheckpointHandler(),
+        },
         options=ocp.CheckpointManagerOptions(
             preservation_policy=self._policy,
             # What a kill in mid-save left behind.
@@ -109,25 +115,35 @@ class Checkpoints:
     return Progress.from_json(self._manager.restore(step, args=args)['progress'])
 
   def _restore_items(self, step, **like):
+    metadata = self._manager.item_metadata(step)
+    for name, tree in like.items():
+      self._check_fits(step, metadata[name], tree)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
     )
-    try:
-      items = self._manager.restore(
-          step,
-          args=ocp.args.Composite(**{
-              name: ocp.args.StandardRestore(target)
-              for name, target in targets.items()
-          }),
-      )
-    except (ValueError, KeyError) as error:
-      reason = str(error).strip().splitlines()[0]
+    items = self._manager.restore(
+        step,
+        args=ocp.args.Composite(**{
+            name: ocp.args.StandardRestore(target)
+            for name, target in targets.items()
+        }),
+    )
+    return [items[name] for name in like]
+
+  def _check_fits(self, step, saved, like):
+    """Orbax would cast another dtype in silence, and tell of shapes at length."""
+    describe = lambda tree: [
+        f'{x.dtype}{list(x.shape)}' for x in jax.tree.leaves(tree)
+    ]
+    ours, theirs = describe(like), describe(saved)
+    if ours != theirs:
+      pairs = zip([*ours, 'nothing'], [*theirs, 'nothing'])
+      wanted, found = next((a, b) for a, b in pairs if a != b)
       raise UserError(
           f'{self._folder / str(step)}: the checkpoint does not fit the network'
-          f' of this config ({reason})'
-      ) from None
-    return [items[name] for name in like]
+          f' of this config, which has {wanted} where it has {found}'
+      )
 
   def wait(self) -> None:
     """Until every save is on disk."""

@@ -1,0 +1,83 @@
+"""Imports point one way: each room uses only rooms below it."""
+
+import ast
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# From the ground up; a module may import what stands before its own line.
+LAYERS = [
+    {'errors'},
+    {'durations', 'ops', 'augment', 'optim', 'rng', 'console', 'data.corpus'},
+    {'model', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
+    {'metrics', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
+    {'data.tfds_source'},
+    {'data.sources'},
+    {'config', 'parallel', 'progress', 'signals'},
+    {'steps', 'plan', 'workdir'},
+    {'checkpoint', 'metrics_log', 'reports', 'results'},
+    {'evaluate'},
+    {'train', 'predict'},
+]
+
+
+def _imports(path):
+  """The package's modules that a file imports anywhere in it."""
+  known = set().union(*LAYERS)
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
+    else:
+      continue
+    found |= {name.removeprefix('digitnet.') for name in names} & known
+  return found
+
+
+def _modules():
+  for path in (ROOT / 'digitnet').rglob('*.py'):
+    if path.name != '__init__.py':
+      parts = path.relative_to(ROOT / 'digitnet').with_suffix('').parts
+      yield '.'.join(parts), path
+
+
+def test_every_module_has_its_layer():
+  """A new room is built where nobody looks."""
+  assert sorted(name for name, _ in _modules()) == sorted(set().union(*LAYERS))
+
+
+def test_imports_point_down():
+  """Two rooms import each other, or the ground imports the roof."""
+  level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+  for name, path in _modules():
+    for imported in _imports(path):
+      assert level[imported] < level[name], f'{name} imports {imported}'
+
+
+def test_configs_import_nothing_of_the_package():
+  """A config cannot be read without JAX."""
+  for path in (ROOT / 'configs').glob('*.py'):
+    assert not _imports(path), path
+    assert 'digitnet' not in {
+        name.split('.')[0]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import)
+        for name in [alias.name for alias in node.names]
+    }
+
+
+def test_orbax_and_pmap_have_one_user_each():
+  """A new Orbax or the end of pmap touches more than one file."""
+  for what, owner in (('orbax', 'checkpoint'), ('jax.pmap', 'parallel')):
+    users = [n for n, path in _modules() if what in path.read_text() and f'import {what}' in path.read_text() or f'{what}(' in path.read_text()]
+    assert users == [owner], (what, users)
+
+
+def test_every_test_file_is_named_after_what_it_tests():
+  """A module without tests, or tests that nobody finds."""
+  tests = {path.stem.removeprefix('test_') for path in (ROOT / 'tests').glob('test_*.py')}
+  names = {name.rpartition('.')[2] for name, _ in _modules()}
+  end_to_end = {'devices', 'imports', 'main', 'readme', 'setup'}
+  assert tests - names <= end_to_end

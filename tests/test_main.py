@@ -1,0 +1,113 @@
+"""A user's mistakes: one clear line, exit code 2, nothing lost, no traceback."""
+
+import gzip
+import shutil
+
+import pytest
+
+from configs import default
+
+
+def _assert_one_line(process, *parts):
+  assert process.returncode == 2, process.stdout + process.stderr
+  lines = process.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith('digitnet: '), process.stderr
+  for part in parts:
+    assert part in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    'flags, parts',
+    [
+        (['--config.batchsize=5'], ['batchsize', 'batch_size']),
+        (['--config.batch_size=-5'], ['config.batch_size=-5', '1']),
+        (['--config.batch_size=many'], ['batch_size', 'many']),
+        (['--config.optim.learning_rate=nan'], ['config.optim.learning_rate=nan']),
+        (['--config.duration=3'], ['config.duration', 'epochs']),
+        (['--config=configs/none.py'], ['configs/none.py']),
+        (['--config=configs/ablations.py:none'], ['none', 'no_dropout']),
+        (['--confg=configs/quick.py'], ['confg']),
+        (['configs/quick.py'], ['unexpected argument', 'configs/quick.py']),
+        (['--config.data.source=idx', '--config.data.dir=/nowhere'], ['/nowhere', 'no such folder']),
+        (['--config.data.source=tfds', '--config.data.manual_dir=/nowhere', '--config.data.dir=/nowhere'], ['/nowhere', 'no such folder']),
+        (['--workdir=LICENSE/run'], ['LICENSE/run', 'cannot be written to']),
+    ],
+)
+def test_mistakes_in_flags(run_python, tmp_path, flags, parts):
+  """A traceback, or a run that begins in spite of the mistake."""
+  if not any(flag.startswith('--workdir') for flag in flags):
+    flags = [f'--workdir={tmp_path / "run"}', *flags]
+  _assert_one_line(run_python('main.py', *flags), *parts)
+  assert not (tmp_path / 'run/metrics.jsonl').exists()
+
+
+def test_batch_that_does_not_divide_names_the_nearest(run_python, tmp_path):
+  """The user must guess a batch size that fits the machine."""
+  process = run_python(
+      'main.py', f'--workdir={tmp_path}', '--config.batch_size=100',
+      env={'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+  )
+  _assert_one_line(process, 'config.batch_size=100', '8 devices', '96 and 104')
+
+
+def test_damaged_files(run_python, tmp_path, mnist_dir):
+  """A truncated .gz ends in a traceback of gzip's."""
+  folder = tmp_path / 'data'
+  shutil.copytree(mnist_dir, folder)
+  path = folder / 'train-images-idx3-ubyte.gz'
+  path.chmod(0o644)
+  path.write_bytes(path.read_bytes()[:1000])
+  flags = ['--config.data.source=idx', f'--config.data.dir={folder}']
+  process = run_python('main.py', f'--workdir={tmp_path / "run"}', *flags)
+  _assert_one_line(process, str(path), 'damaged or cut short')
+
+  path.write_bytes(gzip.compress(b'something else'))
+  flags = [
+      '--config.data.source=tfds',
+      f'--config.data.dir={tmp_path / "tfds"}',
+      f'--config.data.manual_dir={folder}',
+  ]
+  process = run_python('main.py', f'--workdir={tmp_path / "run"}', *flags)
+  # TFDS announces its work first; the mistake is the last line, and no traceback.
+  assert process.returncode == 2, process.stderr
+  assert 'Traceback' not in process.stderr
+  last = process.stderr.strip().splitlines()[-1]
+  assert last.startswith('digitnet: ') and 'wrong checksum' in last
+
+
+def test_bad_csv(run_python, tmp_path):
+  """A pixel of 300 becomes 44."""
+  header = 'label,' + ','.join(f'pixel{i}' for i in range(784))
+  row = '3,' + ','.join(['300'] + ['0'] * 783)
+  (tmp_path / 'train.csv').write_text(f'{header}\n{row}\n')
+  (tmp_path / 'test.csv').write_text(f'{header[6:]}\n{row[2:]}\n')
+  process = run_python(
+      'main.py', '--config=configs/kaggle.py', f'--config.data.dir={tmp_path}',
+      f'--workdir={tmp_path / "run"}',
+  )
+  _assert_one_line(process, 'train.csv, row 2, column 2 (pixel0): 300')
+
+
+def test_help_answers_without_loading_jax(run_python):
+  """--help takes seconds, or counts as a failure."""
+  code = (
+      "import runpy, sys; sys.argv = ['main.py', '--help']\n"
+      "try:\n  runpy.run_path('main.py', run_name='__main__')\n"
+      "except SystemExit as e:\n  print(e.code, 'jax' in sys.modules)"
+  )
+  out = run_python('-c', code, check=True).stdout
+  assert '--workdir' in out and '--config' in out
+  assert out.strip().splitlines()[-1] == '0 False'
+
+
+def test_default_config_is_used_from_anywhere(run_python, tmp_path, tiny_flags):
+  """main.py works in the project's folder alone."""
+  from tests.conftest import ROOT
+
+  process = run_python(
+      ROOT / 'main.py', '--workdir=run', *tiny_flags({'duration': '1 steps'}),
+      cwd=tmp_path, check=True,
+  )
+  assert (tmp_path / 'run/results.json').exists(), process.stdout
+  # The rest is the default: nothing else was changed on the way.
+  assert default.get_config().optim.schedule in (tmp_path / 'run/config.json').read_text()
