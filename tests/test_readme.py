@@ -1,0 +1,119 @@
+"""Every command of the README runs, shrunk but otherwise as it stands."""
+
+import re
+import shlex
+
+import pytest
+
+from digitnet import config as config_lib
+from configs import ablations
+from tests.conftest import ROOT
+from tests.conftest import TINY
+
+README = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'```bash\n(.*?)```', README, re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
+
+# Run by .ci/run on a clean clone, where there is no environment yet.
+BY_CI = {'bash scripts/run.sh --config=configs/quick.py', 'bash scripts/test.sh'}
+# What set-up does, and what needs a file that only a longer command leaves.
+BY_SETUP = {'pip install -e .', 'head -n 3 runs/kaggle/predictions.csv'}
+MAIN = [c for c in COMMANDS if 'main.py' in c]
+SCRIPTS = [c for c in COMMANDS if c.startswith('python scripts/')]
+
+
+def test_every_command_is_run_somewhere():
+  """The README shows a command that nobody has tried."""
+  assert set(COMMANDS) == BY_CI | BY_SETUP | set(MAIN) | set(SCRIPTS)
+  ci = (ROOT / '.ci/run').read_text()
+  assert all(command in ci for command in BY_CI)
+  assert '-e "$root"' in (ROOT / 'scripts/setup.sh').read_text()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, mnist_dir):
+  """Real MNIST files, and CSV files of Kaggle's form made from a few of them."""
+  from digitnet.data import idx
+  from etils import epath
+  from tests.test_kaggle import write_csv
+
+  path = tmp_path_factory.mktemp('readme')
+  for file in mnist_dir.glob('*.gz'):
+    (path / file.name).symlink_to(file)
+  test = idx.load(epath.Path(mnist_dir)).test
+  write_csv(path / 'train.csv', test.images[:80], test.labels[:80])
+  write_csv(path / 'test.csv', test.images[80:120])
+  return path
+
+
+def _split(command):
+  """The environment and the arguments of a command of the README."""
+  words = shlex.split(command)
+  env = {}
+  while '=' in words[0]:
+    name, value = words.pop(0).split('=', 1)
+    env[name] = value
+  assert words.pop(0) == 'python'
+  return env, words
+
+
+@pytest.mark.parametrize('command', MAIN)
+def test_training_commands(run_python, folder, tmp_path, command):
+  """A flag of the README has been renamed."""
+  env, words = _split(command.replace('FOLDER', str(folder)))
+  given = {word.split('=')[0] for word in words}
+  shrink = {'duration': '1 steps', **{k: v for k, v in TINY.items() if 'model' in k}}
+  shrink['data.dir'] = str(tmp_path / 'tfds')
+  shrink['data.source'] = 'bundled'
+  if '--config.data.manual_dir' in ' '.join(words):
+    shrink['data.source'] = 'tfds'
+  flags = [
+      f'--config.{name}={value}'
+      for name, value in shrink.items()
+      if f'--config.{name}' not in given
+      and not ('kaggle' in command and name == 'data.source')
+      and not ('--config.model.dense_features' in given and 'dense' in name)
+  ]
+  words = [w for w in words if not w.startswith('--workdir')]
+  process = run_python(
+      *words, *flags, f'--workdir={tmp_path / "run"}',
+      env={**env, 'XDG_CACHE_HOME': str(tmp_path)}, check=True,
+  )
+  assert 'left in' in process.stdout
+  if 'kaggle' in command:
+    rows = (tmp_path / 'run/predictions.csv').read_text().splitlines()
+    assert len(rows) == 41
+
+
+@pytest.mark.parametrize('command', SCRIPTS)
+def test_script_commands(run_python, folder, trained, command):
+  """A script of the README has other flags, or cannot find the package."""
+  command = command.replace('FOLDER', str(folder)).replace('runs/quick', str(trained))
+  _, words = _split(command)
+  assert run_python(*words, check=True).stdout.strip()
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  from configs import default
+  from digitnet import train
+
+  config = default.get_config()
+  config.update_from_flattened_dict({**TINY, 'duration': '1 steps'})
+  path = tmp_path_factory.mktemp('trained') / 'run'
+  train.train_and_evaluate(config, str(path))
+  return path
+
+
+def test_readme_names_what_is_there():
+  """A room, a source or a result that does not exist."""
+  rooms = README.split('## The rooms')[1].split('```')[1]
+  named = set(re.findall(r'\b([a-z_]+)\.py', rooms))
+  there = {p.stem for p in (ROOT / 'digitnet').glob('*.py')} - {'__init__'}
+  assert there <= named | {'__init__'}
+  for name in re.findall(r'`(\w+)`: \{', README):
+    assert name in ablations.ABLATIONS
+  for name in re.findall(r'config\.([a-z_.]+)=', README):
+    assert name in config_lib.RULES or name == 'py', name
+  for path in re.findall(r'`((?:configs|scripts|digitnet|tests)/[\w./]+)`', README):
+    assert (ROOT / path).exists(), path
