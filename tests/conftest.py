@@ -4,14 +4,21 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
+# Most tests compile the same small programs, many of them in processes of their
+# own: these read what an earlier one compiled. Set before JAX is imported.
+_COMPILED = tempfile.TemporaryDirectory(prefix='digitnet-tests-')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _COMPILED.name)
+os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+# pylint: disable=g-import-not-at-top
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from configs import default
 
-from configs import default  # pylint: disable=g-import-not-at-top
+ROOT = pathlib.Path(__file__).parent.parent
 
 # A network and a run small enough for a second: tests change what they test.
 TINY = {
@@ -61,6 +68,15 @@ def mnist_dir():
   if not (folder / 'train-images-idx3-ubyte.gz').exists():
     pytest.skip('needs the real MNIST files: set DIGITNET_MNIST_DIR')
   return folder
+
+
+@pytest.fixture(scope='session')
+def prepared(mnist_dir, tmp_path_factory):
+  """TFDS' folder, prepared from the files; and the corpus of that first start."""
+  from digitnet.data import tfds_source
+
+  folder = tmp_path_factory.mktemp('tfds')
+  return folder, tfds_source.load(str(folder), str(mnist_dir))
 
 
 @pytest.fixture

@@ -58,12 +58,12 @@ def _split(command):
 
 
 @pytest.mark.parametrize('command', MAIN)
-def test_training_commands(run_python, folder, tmp_path, command):
+def test_training_commands(run_python, folder, prepared, tmp_path, command):
   """A flag of the README has been renamed."""
   env, words = _split(command.replace('FOLDER', str(folder)))
   given = {word.split('=')[0] for word in words}
   shrink = {'duration': '1 steps', **{k: v for k, v in TINY.items() if 'model' in k}}
-  shrink['data.dir'] = str(tmp_path / 'tfds')
+  shrink['data.dir'] = str(prepared[0])
   shrink['data.source'] = 'bundled'
   if '--config.data.manual_dir' in ' '.join(words):
     shrink['data.source'] = 'tfds'

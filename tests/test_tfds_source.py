@@ -14,13 +14,6 @@ from digitnet.data import tfds_source
 from digitnet.errors import UserError
 
 
-@pytest.fixture(scope='module')
-def prepared(mnist_dir, tmp_path_factory):
-  """TFDS' folder, prepared from the files; and the corpus of that first start."""
-  folder = tmp_path_factory.mktemp('tfds')
-  return folder, tfds_source.load(str(folder), str(mnist_dir))
-
-
 def test_same_arrays_in_the_same_order_as_the_files(prepared, mnist_dir):
   """TFDS shuffles, or loses records, and the two sources split otherwise."""
   _, corpus = prepared
