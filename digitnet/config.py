@@ -194,8 +194,9 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
       )
 
 
-# Where data lie may change between two starts of one run; what they are may not.
-_FREE = frozenset({'data.dir', 'data.manual_dir'})
+# Where data lie may change between two starts of one run; what they are may not,
+# which their fingerprint tells.
+_FREE = frozenset({'data.source', 'data.dir', 'data.manual_dir'})
 
 
 def differences(

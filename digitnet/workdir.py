@@ -79,18 +79,16 @@ class Workdir:
       UserError: there is none, or it cannot be read.
     """
     try:
-      return ml_collections.ConfigDict(json.loads(self.config.read_text()))
+      return ml_collections.ConfigDict(_read_object(self.config))
     except FileNotFoundError:
       raise UserError(
           f'{self.path}: no config.json; is it the --workdir of a run?'
       ) from None
-    except (OSError, ValueError) as error:
-      raise UserError(f'{self.config}: cannot be read ({error})') from None
 
   def load_results(self) -> dict[str, Any] | None:
     """The results of a finished run; None before it is finished."""
     try:
-      return json.loads(self.results.read_text())
+      return _read_object(self.results)
     except FileNotFoundError:
       return None
 
@@ -105,6 +103,22 @@ class Workdir:
     writer.writerow(['ImageId', 'Label'])
     writer.writerows(enumerate(labels.tolist(), start=1))
     write_atomically(self.predictions, text.getvalue())
+
+
+def _read_object(path):
+  """The JSON object in a file; UserError when it holds anything else."""
+  try:
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+      raise ValueError('not a JSON object')
+    return value
+  except FileNotFoundError:
+    raise
+  except (OSError, ValueError) as error:
+    raise UserError(
+        f'{path}: cannot be read ({error}); bring it back, or name another'
+        ' --workdir'
+    ) from None
 
 
 def _plain(config):

@@ -1,9 +1,11 @@
 """metrics.jsonl goes on where the checkpoint does; TensorBoard shows the same."""
 
 import json
+import struct
 
 from etils import epath
 import pytest
+from tensorboardX.proto import event_pb2
 
 from digitnet.metrics_log import MetricsLog
 from digitnet.metrics_log import read_metrics
@@ -39,10 +41,24 @@ def test_resuming_leaves_no_gap_and_no_double_line(paths):
   assert [line['step'] for line in read_metrics(paths[0])] == [1, 2, 3, 3, 4]
 
 
+def _events(path):
+  """(step, tag, value) of each scalar in a TFRecord file of events."""
+  content = path.read_bytes()
+  while content:
+    (length,) = struct.unpack('<Q', content[:8])
+    event = event_pb2.Event.FromString(content[12 : 12 + length])
+    content = content[16 + length :]
+    for value in event.summary.value:
+      yield event.step, value.tag, value.simple_value
+
+
 def test_tensorboard_shows_each_step_once(paths):
   """A resumed curve runs backwards in TensorBoard."""
   for step in (0, 2):
     with MetricsLog(*paths, step=step) as log:
       for number in range(step + 1, 5):
-        log.write(_line(number))
-  (events,) = paths[1].iterdir()
+        log.write({**_line(number), 'images_per_second': None})
+  (file,) = paths[1].iterdir()
+  assert list(_events(file)) == [
+      (step, 'train/loss', pytest.approx(1 / step)) for step in range(1, 5)
+  ]

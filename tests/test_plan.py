@@ -1,0 +1,25 @@
+"""The run in steps, from the real presets."""
+
+import pytest
+
+from configs import default
+from configs import quick
+from digitnet.plan import Plan
+
+
+@pytest.mark.parametrize(
+    'config, num_train, per_epoch, last, warmup',
+    [
+        (default, 37_800, 296, 3552, 592),
+        (default, 970, 48, 576, 96),
+        (quick, 37_800, 296, 888, 222),  # three passes over MNIST
+        (quick, 970, 48, 144, 36),  # eighteen over the bundled digits
+    ],
+)
+def test_presets_in_steps(config, num_train, per_epoch, last, warmup):
+  """A preset trains for another time than its docstring says."""
+  plan = Plan.make(config.get_config(), num_train)
+  assert (plan.steps_per_epoch, plan.last_step, plan.warmup) == (per_epoch, last, warmup)
+  assert plan.evaluates_at(per_epoch) and plan.saves_at(per_epoch)
+  assert plan.logs_at(50) and not plan.logs_at(51)
+  assert plan.logs_at(last) and plan.evaluates_at(last) and plan.saves_at(last)

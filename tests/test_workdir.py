@@ -1,0 +1,66 @@
+"""Files appear whole; a folder belongs to one config."""
+
+import json
+
+from etils import epath
+import pytest
+
+from digitnet import workdir
+from digitnet.errors import UserError
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+  """A full disk replaces results.json by half of it."""
+  path = epath.Path(tmp_path / 'results.json')
+  workdir.write_atomically(path, 'old')
+
+  def half(self, text):
+    with open(self, 'w', encoding='utf-8') as file:
+      file.write(text[:2])
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(type(path), 'write_text', half)
+  with pytest.raises(OSError):
+    workdir.write_atomically(path, 'new and longer')
+  assert (tmp_path / 'results.json').read_text() == 'old'
+
+
+def test_claim_before_anything_is_saved_takes_a_new_config(tiny_config, tmp_path):
+  """A run killed while compiling locks its folder for ever."""
+  run = workdir.Workdir(str(tmp_path / 'a/b'))
+  run.claim(tiny_config())
+  run.claim(tiny_config({'seed': 7}))
+  assert json.loads(run.config.read_text())['seed'] == 7
+  run.checkpoints.mkdir()
+  run.claim(tiny_config({'seed': 8}))  # made, but nothing in it
+
+
+def test_claim_of_another_run_names_the_changes(tiny_config, tmp_path):
+  """Two runs are mixed in one folder."""
+  run = workdir.Workdir(str(tmp_path))
+  run.claim(tiny_config())
+  (run.checkpoints / '10').mkdir(parents=True)
+  before = run.config.read_bytes()
+  with pytest.raises(UserError, match='seed: 0 -> 8'):
+    run.claim(tiny_config({'seed': 8}))
+  assert run.config.read_bytes() == before
+  run.claim(tiny_config({'data.dir': '/elsewhere'}))  # the data may move
+
+
+@pytest.mark.parametrize('text', ['', '{"seed": 0', '[1]', 'null'])
+def test_unreadable_config_is_named(tiny_config, tmp_path, text):
+  """A damaged config.json ends in a traceback."""
+  run = workdir.Workdir(str(tmp_path))
+  run.results.write_text('{}')
+  run.config.write_text(text)
+  with pytest.raises(UserError, match='config.json: cannot be read'):
+    run.claim(tiny_config())
+
+
+def test_predictions_count_from_one(tmp_path):
+  """Kaggle refuses ids from 0, or another header."""
+  import numpy as np
+
+  run = workdir.Workdir(str(tmp_path))
+  run.write_predictions(np.array([7, 2, 1]))
+  assert run.predictions.read_text() == 'ImageId,Label\n1,7\n2,2\n3,1\n'
