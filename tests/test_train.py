@@ -10,6 +10,7 @@ import pytest
 from digitnet import predict
 from digitnet import train
 from digitnet.checkpoint import Checkpoints
+from digitnet.data.corpus import Split
 from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 from digitnet.metrics_log import read_metrics
@@ -316,7 +317,12 @@ def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypat
   assert results['split_sizes'] == {'train': 36, 'validation': 4, 'test': 23}
   rows = (tmp_path / 'run/predictions.csv').read_text().splitlines()
   assert rows[0] == 'ImageId,Label' and len(rows) == 24
-  assert [row.split(',')[0] for row in rows[1:]] == [str(i) for i in range(1, 24)]
+  ids, predicted = zip(*(map(int, row.split(',')) for row in rows[1:]))
+  assert list(ids) == list(range(1, 24))
+  # Scored with the labels that Kaggle keeps, as an evaluation with them scores.
+  images, labels = digits(23, seed=1)
+  metrics, _ = predict.Predictor(str(tmp_path / 'run')).score(Split(images, labels))
+  assert metrics.num_correct == int((np.array(predicted) == labels).sum())
 
 
 def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tmp_path):
