@@ -30,7 +30,7 @@ def _parse(argv: list[str]) -> None:
     sys.exit(0)
   # Given here and not as the flag's default: ml_collections would then apply
   # the overrides, and fail on a wrong one, before `main` can catch it.
-  if not any(arg.lstrip('-').startswith('config=') for arg in argv[1:]):
+  if not any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv[1:]):
     argv = [argv[0], f'--config={_ROOT / "configs/default.py"}', *argv[1:]]
   try:
     rest = flags.FLAGS(argv)[1:]

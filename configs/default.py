@@ -25,7 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.min_steps_per_epoch = 48
 
   config.data = ml_collections.ConfigDict()
-  # 'tfds', 'kaggle', 'idx', 'bundled', or 'auto': the first within reach.
+  # 'tfds', 'kaggle', 'idx', 'bundled', or 'auto': the files that lie in `dir`,
+  # else MNIST by TFDS, else the bundled digits.
   config.data.source = 'auto'
   # Folder of the CSV or IDX files, or of TFDS; '' is TFDS' default.
   config.data.dir = ''
@@ -68,8 +69,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.optim.b1 = 0.9
   config.optim.b2 = 0.999
   config.optim.eps = 1e-8
-  # 'plateau' alone: after this many evaluations without a new best, multiply
-  # the learning rate by the factor, down to the least share of its peak.
+  # 'plateau' alone: after this many evaluations without fewer errors than ever,
+  # multiply the learning rate by the factor, down to the least share of its peak.
   config.optim.plateau_patience = 3
   config.optim.plateau_factor = 0.5
   config.optim.plateau_min_scale = 0.01

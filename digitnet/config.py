@@ -87,7 +87,7 @@ RULES: dict[str, Rule] = {
     'data.split_seed': _int(0),
     'model.conv_features': _each(
         Rule(
-            lambda block: len(block) > 0 and _each(_FEATURES, '').holds(block), ''
+            lambda block: _each(_FEATURES, '').holds(block) and len(block) > 0, ''
         ),
         'a tuple of whole numbers from 1, like ((32, 32), (64, 64))',
     ),
@@ -101,7 +101,9 @@ RULES: dict[str, Rule] = {
     'augment.zoom': _FRACTION,
     'augment.shear': _NOT_NEGATIVE,
     'augment.translation': _NOT_NEGATIVE,
-    'optim.learning_rate': _POSITIVE,
+    'optim.learning_rate': _number(
+        lambda value: 0 < value < 3e38, 'a number above 0, within float32'
+    ),
     'optim.schedule': _choice(*SCHEDULES),
     'optim.warmup': Rule(_is_duration, durations.ALLOWED),
     'optim.b1': _FRACTION,
@@ -196,7 +198,7 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
 
 # Where data lie may change between two starts of one run; what they are may not,
 # which their fingerprint tells.
-_FREE = frozenset({'data.source', 'data.dir', 'data.manual_dir'})
+_FREE = frozenset({'data.dir', 'data.manual_dir'})
 
 
 def differences(

@@ -4,7 +4,7 @@ import re
 
 from digitnet.errors import UserError
 
-_FORM = re.compile(r'\s*([0-9]+(?:\.[0-9]+)?)\s*(epoch|step)s?\s*')
+_FORM = re.compile(r'\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(epoch|step)s?\s*')
 ALLOWED = "a number and its unit, like '8 epochs', '0.5 epochs' or '500 steps'"
 
 

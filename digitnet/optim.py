@@ -73,8 +73,8 @@ def plateau_scale(
 
   A pure function of the validation history, so that resuming needs nothing
   else. It follows Keras' ReduceLROnPlateau, the classical recipe of this family
-  of networks: after `patience` evaluations in a row without a new best, scale
-  by `factor` and count afresh.
+  of networks: after `patience` evaluations in a row without fewer errors than
+  ever before, scale by `factor` and count afresh.
 
   Args:
     errors: the number of wrong validation examples, one an evaluation.

@@ -12,6 +12,7 @@ from digitnet import model as model_lib
 from digitnet import parallel
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
+from digitnet.data import files
 from digitnet.data import idx
 from digitnet.data import kaggle
 from digitnet.data.corpus import NO_LABEL
@@ -28,6 +29,7 @@ class Predictor:
 
   Attributes:
     config: of the run.
+    dataset: fingerprint of the data it was trained on.
   """
 
   def __init__(self, workdir: str):
@@ -47,10 +49,12 @@ class Predictor:
       newest = checkpoints.latest_step
       if newest is None:
         raise none_yet
-      best = checkpoints.restore_progress(newest).best_step
+      progress = checkpoints.restore_progress(newest)
+      best = newest if progress.best_step is None else progress.best_step
       params = checkpoints.restore_params(
-          newest if best is None else best, model_lib.abstract_params(model)
+          best, model_lib.abstract_params(model)
       )
+    self.dataset = progress.dataset
     self._params = parallel.replicate(params)
     self._eval_step = parallel.pmap(steps.make_eval_step(model))
 
@@ -89,9 +93,7 @@ def read_files(paths: Sequence[str]) -> Split:
   images = None  # Of an IDX file whose labels may follow.
   for name in paths:
     path = epath.Path(name).expanduser()
-    if not path.is_file():
-      raise UserError(f'{path}: no such file')
-    content = idx.read_bytes(path)
+    content = files.read_bytes(path)
     if images is not None and idx.num_dims(content) == 1:
       splits[-1] = idx.to_split(*images, path, content)
       images = None

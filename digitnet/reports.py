@@ -1,6 +1,7 @@
 """The reports of steps under way: awaited late, checked, and summed."""
 
 import collections
+from collections.abc import Mapping
 import math
 
 from digitnet import parallel
@@ -40,18 +41,20 @@ class Reports:
   def _settle_one(self):
     step, report = self._waiting.popleft()
     report = parallel.to_host(report)
-    _check_finite(step, report)
+    check_finite(
+        step, {'loss': report.metrics.loss, 'grad_norm': report.grad_norm}
+    )
     self._progress.window = self._progress.window.merge(report.metrics)
     self._pace.step(int(report.metrics.confusion.sum()))
     self._pace.start()
     return report
 
 
-def _check_finite(step, report):
-  values = {'loss': report.metrics.loss, 'grad_norm': report.grad_norm}
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+  """Raises TrainingFailed, naming the first value that is not finite."""
   for name, value in values.items():
     if not math.isfinite(value):
       raise TrainingFailed(
-          f'step {step}: {name} is {float(value)}; the checkpoints are of before'
-          ' it; lower config.optim.learning_rate'
+          f'step {step}: {name} is {float(value)}; every checkpoint is of before'
+          ' it; lower config.optim.learning_rate and name another --workdir'
       )

@@ -31,6 +31,7 @@ from digitnet.metrics_log import MetricsLog
 from digitnet.model import DigitNet
 from digitnet.plan import Plan
 from digitnet.progress import Progress
+from digitnet.reports import check_finite
 from digitnet.reports import Reports
 from digitnet.workdir import Workdir
 
@@ -196,6 +197,7 @@ def train(
               config.eval_batch_size,
           )
           summary = metrics.summary()
+          check_finite(step, {'validation loss': summary['loss']})
           log.write({**where, 'split': 'validation', **summary})
           progress.evaluations.append({'step': step, **summary})
           lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
@@ -208,8 +210,12 @@ def train(
         if is_save:
           progress.train_seconds = pace.seconds
           progress.train_images = pace.num_images
-          checkpoints.save(parallel.first(state), progress)
-        if is_stop and step < plan.last_step:
+          saved = parallel.first(state)
+          # The losses checked so far are of before this step's update.
+          norm = optax.global_norm(saved.params)
+          check_finite(step, {'norm of the parameters': norm})
+          checkpoints.save(saved, progress)
+        if is_stop:
           raise Stopped(
               stop.signum,
               f'stopped after step {step:,}, which is saved in {run.path}; the'

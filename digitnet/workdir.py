@@ -29,7 +29,9 @@ class Workdir:
   """
 
   def __init__(self, path: str):
-    # Orbax wants absolute paths; a gs:// path is one.
+    if '://' in path:
+      raise UserError(f'--workdir={path}: name a local folder')
+    # Orbax wants absolute paths.
     self.path = epath.Path(path).expanduser().absolute()
     self.config = self.path / 'config.json'
     self.metrics = self.path / 'metrics.jsonl'
@@ -39,7 +41,7 @@ class Workdir:
     self.tensorboard = self.path / 'tensorboard'
 
   def claim(self, config: ml_collections.ConfigDict) -> None:
-    """Makes the folder this config's own.
+    """Makes the folder this config's own; leaves a finished run as it is.
 
     Raises:
       UserError: the folder cannot be written to, or holds another run.
@@ -48,7 +50,9 @@ class Workdir:
       self.path.mkdir(parents=True, exist_ok=True)
       if self._holds_a_run():
         self._check_same_run(config)
-      write_atomically(self.config, json.dumps(_plain(config), indent=2) + '\n')
+      if not self.results.exists():
+        text = json.dumps(_plain(config), indent=2)
+        write_atomically(self.config, text + '\n')
     except OSError as error:
       reason = error.strerror or error
       raise UserError(

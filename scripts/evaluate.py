@@ -37,18 +37,25 @@ def main() -> None:
 
   predictor = predict.Predictor(args.workdir)
   if args.files:
+    name = ', '.join(args.files)
     examples = predict.read_files(args.files)
   else:
     dataset = sources.load(
         lambda line: print(line, file=sys.stderr), **predictor.config.data
     )
+    if dataset.fingerprint != predictor.dataset:
+      raise UserError(
+          f'the data are not those the run was trained on ({predictor.dataset} ->'
+          f' {dataset.fingerprint}); bring them back, or name files to score'
+      )
+    name = f'{dataset.name}, {args.split}'
     examples = getattr(dataset, args.split)
   if not examples.labelled:
     raise UserError(
         'no labels to score against; scripts/predict.py reads images without'
     )
   metrics, _ = predictor.score(examples)
-  print(json.dumps(metrics.summary()))
+  print(json.dumps({'dataset': name, **metrics.summary()}))
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ import pytest
 from digitnet import checkpoint
 from digitnet import model as model_lib
 from digitnet import optim
+from digitnet import parallel
 from digitnet import steps
 from digitnet.errors import UserError
 from digitnet.metrics import Metrics
@@ -100,14 +101,21 @@ def test_best_breaks_ties_by_loss():
   assert Progress('data').best_step is None
 
 
-def test_saving_does_not_wait_for_the_state_to_change(open_folder):
-  """The state is overwritten by the next step while it is being written."""
+def test_a_state_may_be_overwritten_while_it_is_saved(open_folder):
+  """The next step, which the state is donated to, changes what is written."""
   checkpoints = open_folder()
-  state = _state(step=3, value=1.5).replace(step=jnp.int32(3))
-  checkpoints.save(state, _progress())
-  del state
+  width = 3000  # enough to write that the step comes first
+  state = _state(width, value=1.5).replace(step=jnp.int32(3))
+  state = parallel.replicate(state)
+  add = parallel.pmap(
+      lambda s: jax.tree.map(lambda x: x + jnp.ones_like(x), s), (0,)
+  )
+  checkpoints.save(parallel.first(state), _progress())
+  for _ in range(5):
+    state = add(state)
+  jax.block_until_ready(state)
   checkpoints.wait()
-  restored = checkpoints.restore(3, jax.eval_shape(_state))
+  restored = checkpoints.restore(3, jax.eval_shape(lambda: _state(width)))
   assert all((np.asarray(x) == 1.5).all() for x in jax.tree.leaves(restored.params))
 
 

@@ -40,12 +40,19 @@ def test_default_comments_on_every_knob():
 def test_every_knob_is_read():
   """A knob that does nothing."""
   code = '\n'.join(p.read_text() for p in (ROOT / 'digitnet').rglob('*.py'))
-  # Groups that are handed on whole, to fields or arguments of these names.
-  whole = {'data': '**config.data', 'model': '**config.model', 'augment': '**config.augment'}
+  # Groups that are handed on whole, and where their fields are then read.
+  whole = {
+      'data': ('**config.data', r'\b', 'data/sources.py'),
+      'model': ('**config.model', r'self\.', 'model.py'),
+      'augment': ('**config.augment', r'strength\.', 'augment.py'),
+  }
   for name in config_lib.RULES:
     group, _, field = name.rpartition('.')
     if group in whole:
-      assert whole[group] in code
+      handed, prefix, file = whole[group]
+      assert handed in code
+      body = (ROOT / 'digitnet' / file).read_text().split('import')[-1]
+      assert re.search(rf'{prefix}{field}\b', body), name
     else:
       pattern = rf'(config|{group}_config|config\.{group})\.{field}\b' if group else rf'config\.{field}\b'
       assert re.search(pattern, code), name
@@ -86,6 +93,9 @@ def test_no_default_hides_in_the_package():
         ('data.split_seed', -1),
         ('model.conv_features', ((32, 0),)),
         ('model.conv_features', ((),)),
+        ('model.conv_features', (32, 64)),
+        ('optim.learning_rate', 1e39),
+        ('duration', '9' * 400 + ' steps'),
         ('model.kernel_sizes', (5, 29)),
         ('model.kernel_sizes', (5,)),
         ('model.conv_dropout_rates', (0.25, 1.0)),

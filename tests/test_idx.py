@@ -76,6 +76,11 @@ def _damage(folder, how):
     labels.write_bytes(_encode(np.zeros(11)))
   elif how == 'label of 10':
     labels.write_bytes(_encode(np.array([3] * 11 + [10])))
+  elif how == 'no images':
+    images.write_bytes(_encode(np.zeros((0, 28, 28))))
+  elif how == 'a folder':
+    images.unlink()
+    images.mkdir()
   elif how == '32x32':
     images.write_bytes(_encode(np.zeros((12, 32, 32))))
   elif how == 'missing':
@@ -94,6 +99,8 @@ def _damage(folder, how):
         ('other count', 'holds 12 images'),
         ('label of 10', r'label 11 \(counted from 0\) is 10'),
         ('32x32', 'images of 32x32'),
+        ('no images', 'holds no images'),
+        ('a folder', 'no train-images-idx3-ubyte'),
         ('missing', 'no train-images-idx3-ubyte'),
     ],
 )
@@ -103,3 +110,13 @@ def test_damage_is_named(folder, how, message):
   with pytest.raises(UserError, match=message) as error:
     idx.load(folder)
   assert str(folder) in str(error.value)
+
+
+def test_files_may_move(folder, tmp_path):
+  """A run cannot be resumed from where its files now lie."""
+  import shutil
+
+  (tmp_path / 'moved').mkdir()
+  for path in list(folder.glob('*ubyte*')):
+    shutil.copy(path, tmp_path / 'moved')
+  assert idx.load(epath.Path(tmp_path / 'moved')).name == idx.load(folder).name

@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the ground up; a module may import what stands before its own line.
 LAYERS = [
     {'errors'},
-    {'durations', 'ops', 'augment', 'optim', 'rng', 'console', 'data.corpus'},
+    {'data.files', 'durations', 'ops', 'augment', 'optim', 'rng', 'console', 'data.corpus'},
     {'model', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
     {'metrics', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
     {'data.tfds_source'},

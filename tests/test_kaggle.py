@@ -105,6 +105,7 @@ def _replace(text, row, column, value):
         (lambda t: '', 'the file is empty'),
         (lambda t: t.split('\n', 1)[0], 'no row follows the header'),
         (lambda t: t[:-3], 'row 7'),
+        (lambda t: _replace(t, 3, 1, ['#4']), r"row 3, column 1 \(label\): '#4'"),
         (lambda t: '\xff\xfe' + t, 'row 1'),
     ],
 )

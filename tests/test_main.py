@@ -30,6 +30,9 @@ def _assert_one_line(process, *parts):
         (['configs/quick.py'], ['unexpected argument', 'configs/quick.py']),
         (['--config.data.source=idx', '--config.data.dir=/nowhere'], ['/nowhere', 'no such folder']),
         (['--config.data.source=tfds', '--config.data.manual_dir=/nowhere', '--config.data.dir=/nowhere'], ['/nowhere', 'no such folder']),
+        (['--config', 'configs/quick.py', '--config.batch_size=0'], ['config.batch_size=0']),
+        (['--config.model.conv_features=(32,64)'], ['config.model.conv_features']),
+        (['--workdir=gs://bucket/run'], ['gs://bucket/run']),
         (['--workdir=LICENSE/run'], ['LICENSE/run', 'cannot be written to']),
     ],
 )

@@ -73,14 +73,32 @@ def test_evaluate_scores_files_and_splits(workdir, files, run_python):
     process = run_python(
         'scripts/evaluate.py', f'--workdir={workdir}', f'--split={split}', check=True
     )
-    assert json.loads(process.stdout) == results[split]
+    score = json.loads(process.stdout)
+    assert score.pop('dataset') == f'{results["dataset"]}, {split}'
+    assert score == results[split]
   scores = [
       json.loads(
           run_python('scripts/evaluate.py', f'--workdir={workdir}', *paths, check=True).stdout
       )
       for paths in ([files / 'images.gz', files / 'labels'], [files / 'with.csv'])
   ]
+  names = [score.pop('dataset') for score in scores]
+  assert 'labels' in names[0] and 'with.csv' in names[1]
   assert scores[0] == scores[1] and scores[0]['num_examples'] == 7
+
+
+def test_other_data_are_not_scored_as_the_runs_own(workdir, tmp_path, run_python):
+  """The network is found, MNIST with it, and a run on stand-ins is scored there."""
+  import shutil
+
+  copy = tmp_path / 'copy'
+  shutil.copytree(workdir, copy)
+  config = json.loads((copy / 'config.json').read_text())
+  config['data']['split_seed'] = 1
+  (copy / 'config.json').write_text(json.dumps(config))
+  process = run_python('scripts/evaluate.py', f'--workdir={copy}')
+  assert process.returncode == 2
+  assert 'not those the run was trained on' in process.stderr
 
 
 @pytest.mark.parametrize(

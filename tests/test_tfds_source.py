@@ -1,7 +1,10 @@
 """MNIST by TFDS: the same arrays as the files, checked, bounded, quick again."""
 
+import functools
+import http.server
 import shutil
 import socket
+import threading
 import time
 
 from etils import epath
@@ -97,17 +100,73 @@ def test_missing_files_are_named(tmp_path):
   """A mistyped folder starts a download."""
   with pytest.raises(UserError, match='no such folder'):
     tfds_source.load(str(tmp_path), str(tmp_path / 'none'))
-  with pytest.raises(UserError, match='no train-images-idx3-ubyte.gz'):
+  with pytest.raises(UserError, match='no t10k-labels-idx1-ubyte.gz'):
     tfds_source.load(str(tmp_path), str(tmp_path))
 
 
 def test_no_network_is_said_within_bounds(tmp_path, monkeypatch):
-  """TFDS goes on trying for minutes: an address that never answers."""
+  """An address that never answers holds up the run for minutes."""
   with socket.create_server(('127.0.0.1', 0)) as silent:
     port = silent.getsockname()[1]
-    monkeypatch.setattr(tfds_source, '_PROBE', f'http://127.0.0.1:{port}/')
-    monkeypatch.setattr(tfds_source, '_PROBE_SECONDS', 2)
+    monkeypatch.setattr(tfds_source, '_URL', f'http://127.0.0.1:{port}/')
+    monkeypatch.setattr(tfds_source, '_FIRST_SECONDS', 1)
     started = time.monotonic()
     with pytest.raises(tfds_source.NetworkUnavailable, match='manual_dir'):
       tfds_source.load(str(tmp_path), '')
     assert time.monotonic() - started < 20
+
+
+@pytest.fixture
+def serve(monkeypatch):
+  """Serves a folder as MNIST's address; nothing leaves this machine."""
+  servers = []
+
+  def start(folder):
+    handler = functools.partial(
+        http.server.SimpleHTTPRequestHandler, directory=str(folder)
+    )
+    servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler))
+    threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+    port = servers[-1].server_address[1]
+    monkeypatch.setattr(tfds_source, '_URL', f'http://127.0.0.1:{port}/')
+
+  yield start
+  for server in servers:
+    server.shutdown()
+    server.server_close()
+
+
+def test_downloads_and_prepares(serve, mnist_dir, tmp_path, prepared):
+  """The road that every user with a network takes."""
+  serve(mnist_dir)
+  corpus = tfds_source.load(str(tmp_path), '')
+  np.testing.assert_array_equal(corpus.test.images, prepared[1].test.images)
+  assert corpus.name == 'mnist'
+
+
+def test_a_log_in_page_is_no_mnist(serve, tmp_path):
+  """A captive network's answer is prepared, or ends the run of `auto`."""
+  pages = tmp_path / 'pages'
+  pages.mkdir()
+  for name in tfds_source._NAMES:
+    (pages / name).write_text('<html>please log in</html>')
+  serve(pages)
+  data = tmp_path / 'data'
+  with pytest.raises(tfds_source.NetworkUnavailable, match='not MNIST'):
+    tfds_source.load(str(data), '')
+  # And what it answered is not taken for MNIST the next time.
+  assert not list((data / 'downloads/digitnet_mnist').iterdir())
+
+
+def test_missing_file_on_the_server_is_named(serve, tmp_path):
+  """An HTTP error ends in a traceback."""
+  serve(tmp_path)
+  with pytest.raises(tfds_source.NetworkUnavailable, match='File not found'):
+    tfds_source.load(str(tmp_path / 'data'), '')
+
+
+def test_folder_that_cannot_be_used_is_named(mnist_dir, tmp_path):
+  """A file given for TFDS' folder ends in a traceback."""
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='config.data.dir='):
+    tfds_source.load(str(tmp_path / 'file'), str(mnist_dir))

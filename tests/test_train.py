@@ -121,7 +121,11 @@ def test_finished_run_is_not_run_again(finished, capsys):
   """A finished run is trained further, or its test split scored again."""
   config, workdir, results = finished
   before = (workdir / 'metrics.jsonl').read_bytes()
-  assert train.train_and_evaluate(config, str(workdir)) == results
+  stored = (workdir / 'config.json').read_bytes()
+  moved = config.copy_and_resolve_references()
+  moved.data.dir = '/elsewhere'
+  assert train.train_and_evaluate(moved, str(workdir)) == results
+  assert (workdir / 'config.json').read_bytes() == stored
   assert 'this run is finished' in capsys.readouterr().out
   assert (workdir / 'metrics.jsonl').read_bytes() == before
 
@@ -247,7 +251,7 @@ def test_other_data_are_refused_on_resume(tiny_config, tmp_path, monkeypatch):
   """The network goes on training on other images after its data moved away."""
   config = tiny_config({'checkpoint_every': '4 steps'})
   monkeypatch.setattr(
-      'digitnet.reports._check_finite', _fail_at(9)
+      'digitnet.reports.check_finite', _fail_at(9)
   )
   with pytest.raises(TrainingFailed):
     train.train_and_evaluate(config, str(tmp_path))
@@ -261,8 +265,8 @@ def test_other_data_are_refused_on_resume(tiny_config, tmp_path, monkeypatch):
 
 
 def _fail_at(wanted):
-  def check(step, report):
-    del report
+  def check(step, values):
+    del values
     if step == wanted:
       raise TrainingFailed(f'step {step}')
 
@@ -283,6 +287,24 @@ def test_non_finite_loss_stops_with_its_step(tiny_config, tmp_path):
   folder = Workdir(str(tmp_path / 'run')).checkpoints
   saved = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
   assert all(step < failed for step in saved)
+
+
+@pytest.mark.parametrize('steps', [1, 2])
+def test_an_update_that_breaks_the_parameters_is_not_saved(tiny_config, tmp_path, steps):
+  """The last update ruins the network, which is then the best, with loss nan."""
+  config = tiny_config({
+      'optim.learning_rate': 1e38,
+      'optim.schedule': 'constant',
+      'optim.warmup': '0 steps',
+      'duration': f'{steps} steps',
+      'eval_every': f'{steps} steps',
+      'checkpoint_every': '1 steps',
+  })
+  with pytest.raises(TrainingFailed, match='step 1: (validation loss|norm of the par)'):
+    train.train_and_evaluate(config, str(tmp_path))
+  assert not (tmp_path / 'results.json').exists()
+  assert not [p for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()]
+  assert 'NaN' not in (tmp_path / 'metrics.jsonl').read_text()
 
 
 def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path):

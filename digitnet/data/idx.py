@@ -1,13 +1,12 @@
 """MNIST's own file format, IDX (http://yann.lecun.com/exdb/mnist)."""
 
-import gzip
 import hashlib
 import math
-import zlib
 
 from etils import epath
 import numpy as np
 
+from digitnet.data import files
 from digitnet.data.corpus import Corpus
 from digitnet.data.corpus import Split
 from digitnet.errors import UserError
@@ -26,14 +25,13 @@ _MNIST_DIGESTS = (
     'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2',
 )
 
-_GZIP_MAGIC = b'\x1f\x8b'
 _UNSIGNED_BYTE = 0x08
 
 
 def find(folder: epath.Path, name: str) -> epath.Path | None:
   """The file called `name` or `name`.gz in `folder`, or None."""
   for path in (folder / name, folder / f'{name}.gz'):
-    if path.exists():
+    if path.is_file():
       return path
   return None
 
@@ -55,27 +53,12 @@ def load(folder: epath.Path) -> Corpus:
             f'{folder}: no {name} or {name}.gz; config.data.dir must hold the'
             ' four IDX files of MNIST'
         )
-      contents.append((path, read_bytes(path)))
+      contents.append((path, files.read_bytes(path)))
     digests += [hashlib.sha256(content).hexdigest() for _, content in contents]
     splits[part] = to_split(*contents[0], *contents[1])
   is_mnist = tuple(digests) == _MNIST_DIGESTS
-  name = 'mnist' if is_mnist else f'idx files that are not MNIST ({folder})'
+  name = 'mnist' if is_mnist else 'idx files that are not MNIST'
   return Corpus(name, **splits)
-
-
-def read_bytes(path: epath.Path) -> bytes:
-  """A file's content, decompressed when it is gzip (TFDS renames its files)."""
-  content = path.read_bytes()
-  if not content:
-    raise UserError(f'{path}: the file is empty; fetch it again')
-  if not content.startswith(_GZIP_MAGIC):
-    return content
-  try:
-    return gzip.decompress(content)
-  except (EOFError, OSError, zlib.error) as error:
-    raise UserError(
-        f'{path}: damaged or cut short ({error}); fetch it again'
-    ) from None
 
 
 def to_split(
@@ -104,6 +87,8 @@ def to_split(
 def parse_images(path: epath.Path, content: bytes) -> np.ndarray:
   """The images of an IDX file: [N, 28, 28, 1] uint8."""
   images = _parse(path, content, num_dims=3)
+  if not len(images):
+    raise UserError(f'{path}: holds no images')
   if images.shape[1:] != (28, 28):
     height, width = images.shape[1:]
     raise UserError(f'{path}: images of {height}x{width} pixels; 28x28 is read')

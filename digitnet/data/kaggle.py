@@ -7,6 +7,7 @@ from etils import epath
 import numpy as np
 
 from digitnet.data import cache
+from digitnet.data import files
 from digitnet.data.corpus import Corpus
 from digitnet.data.corpus import NO_LABEL
 from digitnet.data.corpus import Split
@@ -26,12 +27,12 @@ def load(folder: epath.Path) -> Corpus:
   digest = hashlib.sha256()
   for name in (TRAIN, TEST):
     path = folder / name
-    if not path.exists():
+    if not path.is_file():
       raise UserError(
           f'{folder}: no {name}; config.data.dir must hold train.csv and'
           ' test.csv of the Kaggle competition "Digit Recognizer"'
       )
-    contents.append((path, path.read_bytes()))
+    contents.append((path, files.read_bytes(path)))
     digest.update(contents[-1][1])
 
   def parse():
@@ -67,7 +68,9 @@ def parse_csv(path: epath.Path, content: bytes) -> Split:
   if not body.strip():
     raise UserError(f'{path}: no row follows the header')
   try:
-    table = np.loadtxt(io.BytesIO(body), np.int32, delimiter=',', ndmin=2)
+    table = np.loadtxt(
+        io.BytesIO(body), np.int32, comments=None, delimiter=',', ndmin=2
+    )
   except ValueError:
     table = None
   if table is None or table.shape[1] != len(names) or not _in_range(

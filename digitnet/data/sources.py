@@ -76,21 +76,23 @@ def load(
 
 def _auto(data_dir, manual_dir, say):
   """Files at hand first, then MNIST by TFDS, then the bundled digits."""
+  not_there = ''
   if data_dir:
     folder = _folder(data_dir, 'CSV or IDX files, or TFDS data')
-    if any((folder / name).exists() for name in (kaggle.TRAIN, kaggle.TEST)):
+    if any((folder / name).is_file() for name in (kaggle.TRAIN, kaggle.TEST)):
       say(f'data: auto takes kaggle, whose CSV files are in {folder}')
       return 'kaggle', kaggle.load(folder)
     names = [name for pair in idx.FILES.values() for name in pair]
     if any(idx.find(folder, name) for name in names):
       say(f'data: auto takes idx, whose files are in {folder}')
       return 'idx', idx.load(folder)
+    not_there = f'; {folder} holds no CSV or IDX files'
   try:
     corpus = tfds_source.load(data_dir, manual_dir)
-    say('data: auto takes tfds, which has MNIST or can have it')
+    say(f'data: auto takes tfds, which has MNIST or can have it{not_there}')
     return 'tfds', corpus
   except tfds_source.NetworkUnavailable as error:
-    say(f'data: auto takes {bundled.NAME}, because {error}')
+    say(f'data: auto takes {bundled.NAME}, because {error}{not_there}')
     return 'bundled', bundled.load()
 
 

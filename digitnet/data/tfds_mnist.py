@@ -9,6 +9,7 @@ of the stock builder.
 import numpy as np
 import tensorflow_datasets as tfds
 
+from digitnet.data import files
 from digitnet.data import idx
 
 _URL = 'https://storage.googleapis.com/cvdf-datasets/mnist/'
@@ -41,9 +42,9 @@ class DigitnetMnist(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, images_path, labels_path):
     split = idx.to_split(
         images_path,
-        idx.read_bytes(images_path),
+        files.read_bytes(images_path),
         labels_path,
-        idx.read_bytes(labels_path),
+        files.read_bytes(labels_path),
     )
     for i, (image, label) in enumerate(zip(split.images, split.labels)):
       yield i, {'image': image, 'label': int(label)}

@@ -1,5 +1,8 @@
 """The `tfds` source: fetched or found, checked, prepared, and read in bulk."""
 
+import errno
+import http.client
+import os
 import threading
 import urllib.request
 
@@ -12,12 +15,16 @@ from digitnet.data.corpus import Corpus
 from digitnet.data.corpus import Split
 from digitnet.errors import UserError
 
-_PROBE = (
-    'https://storage.googleapis.com/cvdf-datasets/mnist/'
-    't10k-labels-idx1-ubyte.gz'
+_URL = 'https://storage.googleapis.com/cvdf-datasets/mnist/'
+# The smallest first, since it shows whether there is a network at all.
+_NAMES = sorted(
+    (f'{name}.gz' for pair in idx.FILES.values() for name in pair),
+    key=lambda name: ('images' in name, name),
 )
-# TFDS would go on trying for minutes; looking up a name can hang for as long.
-_PROBE_SECONDS = 20
+# Without a network, for the first file; even looking up a name can hang.
+_FIRST_SECONDS = 20
+# For any later piece of a file.
+_READ_SECONDS = 10
 
 
 class NetworkUnavailable(UserError):
@@ -43,47 +50,90 @@ def load(data_dir: str, manual_dir: str) -> Corpus:
   if corpus is not None:
     return corpus
   if manual_dir:
-    _check_manual_dir(epath.Path(manual_dir).expanduser())
-  elif not (prepared / 'dataset_info.json').exists():
-    _check_network()
-  return cache.load_or_make(copy, lambda: _prepare_and_read(base, manual_dir))
+    files = epath.Path(manual_dir).expanduser()
+    _check_manual_dir(files)
+  else:
+    files = base / 'downloads' / 'digitnet_mnist'
+  fetches = not manual_dir and not (prepared / 'dataset_info.json').exists()
+
+  def make():
+    if fetches:
+      _fetch(files)
+    try:
+      return _prepare_and_read(base, files)
+    except _WrongChecksum as error:
+      if not fetches:
+        raise
+      for name in _NAMES:
+        (files / name).unlink(missing_ok=True)
+      raise NetworkUnavailable(
+          f'what was downloaded is not MNIST ({error})'
+      ) from None
+
+  try:
+    return cache.load_or_make(copy, make)
+  except OSError as error:
+    if error.errno == errno.ENOSPC:
+      raise
+    raise UserError(
+        f'config.data.dir={base}: TFDS cannot work there ({error})'
+    ) from None
+
+
+class _WrongChecksum(UserError):
+  """A file is not the one that was published."""
 
 
 def _check_manual_dir(folder):
   if not folder.is_dir():
     raise UserError(f'config.data.manual_dir={folder}: no such folder')
-  for pair in idx.FILES.values():
-    for name in pair:
-      if not (folder / f'{name}.gz').exists():
-        raise UserError(
-            f"{folder}: no {name}.gz; config.data.manual_dir must hold MNIST's"
-            ' four .gz files'
-        )
+  for name in _NAMES:
+    if not (folder / name).is_file():
+      raise UserError(
+          f"{folder}: no {name}; config.data.manual_dir must hold MNIST's four"
+          ' .gz files'
+      )
 
 
-def _check_network():
-  """Fetches MNIST's smallest file, in bounded time."""
-  failures = ['no answer']
+def _fetch(folder):
+  """Downloads what is not there yet, never waiting long for an answer.
 
-  def probe():
-    try:
-      with urllib.request.urlopen(_PROBE, timeout=_PROBE_SECONDS / 2) as reply:
-        reply.read()
-      failures.clear()
-    except (OSError, ValueError) as error:
-      failures[0] = str(getattr(error, 'reason', error))
-
-  thread = threading.Thread(target=probe, daemon=True)
-  thread.start()
-  thread.join(_PROBE_SECONDS)
-  if failures:
-    raise NetworkUnavailable(
-        f'MNIST cannot be downloaded ({failures[0]}): connect to the network,'
-        ' or give config.data.manual_dir a folder with its four .gz files'
+  Not left to TFDS, whose downloads have no time limit and whose retries go on
+  for minutes. TFDS then takes the files from the folder and checks their sums.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  for number, name in enumerate(_NAMES):
+    path = folder / name
+    if path.exists():
+      continue
+    outcome = ['no answer']
+    fetching = threading.Thread(
+        target=_fetch_one, args=(path, outcome), daemon=True
     )
+    fetching.start()
+    fetching.join(None if number else _FIRST_SECONDS)
+    if outcome:
+      raise NetworkUnavailable(
+          f'MNIST cannot be downloaded ({outcome[0]}): connect to the network,'
+          ' or give config.data.manual_dir a folder with its four .gz files'
+      )
 
 
-def _prepare_and_read(base, manual_dir):
+def _fetch_one(path, outcome):
+  """Empties `outcome` when the file is there, or puts the reason in it."""
+  temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
+  try:
+    with urllib.request.urlopen(
+        _URL + path.name, timeout=_READ_SECONDS
+    ) as reply:
+      temporary.write_bytes(reply.read())
+    temporary.replace(path)
+    outcome.clear()
+  except (OSError, ValueError, http.client.HTTPException) as error:
+    outcome[0] = str(getattr(error, 'reason', error))
+
+
+def _prepare_and_read(base, files):
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.download import download_manager
 
@@ -93,13 +143,11 @@ def _prepare_and_read(base, manual_dir):
   builder = DigitnetMnist(data_dir=base, file_format='array_record')
   try:
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=manual_dir or None
-        )
+        download_config=tfds.download.DownloadConfig(manual_dir=files)
     )
   except download_manager.NonMatchingChecksumError as error:
     first_line = str(error).strip().splitlines()[0]
-    raise UserError(f'{first_line} fetch that file again') from None
+    raise _WrongChecksum(f'{first_line} fetch that file again') from None
   return Corpus('mnist', *(_read(builder, part) for part in ('train', 'test')))
 
 
