@@ -29,7 +29,7 @@ class Workdir:
   """
 
   def __init__(self, path: str):
-    if '://' in path:
+    if '://' in str(path):
       raise UserError(f'--workdir={path}: name a local folder')
     # Orbax wants absolute paths.
     self.path = epath.Path(path).expanduser().absolute()

@@ -279,7 +279,6 @@ def test_non_finite_loss_stops_with_its_step(tiny_config, tmp_path):
       'optim.learning_rate': 1e30,
       'optim.schedule': 'constant',
       'optim.warmup': '0 steps',
-      'checkpoint_every': '1 steps',
   })
   with pytest.raises(TrainingFailed, match=r'step \d+: (loss|grad_norm) is (nan|inf)') as error:
     train.train_and_evaluate(config, str(tmp_path / 'run'))
