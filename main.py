@@ -19,6 +19,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, "Where the run lives; default: runs/ and the config's name."
 )
+_ALLOW_CHANGES = flags.DEFINE_bool(
+    'allow_changes', False, 'Resume with another config than the run began with.'
+)
 
 
 def _parse(argv: list[str]) -> None:
@@ -53,7 +56,9 @@ def main() -> None:
   # After the flags: importing JAX takes a second that a typo need not wait for.
   from digitnet.train import train_and_evaluate
 
-  train_and_evaluate(_CONFIG.value, _WORKDIR.value or _default_workdir())
+  train_and_evaluate(
+      _CONFIG.value, _WORKDIR.value or _default_workdir(), _ALLOW_CHANGES.value
+  )
 
 
 if __name__ == '__main__':

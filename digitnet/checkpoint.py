@@ -2,19 +2,35 @@
 
 A checkpoint is one folder, `checkpoints/<step>`, that appears whole or not at
 all, with three items: `params` (readable alone), `optimizer`, and `progress`
-(JSON: what the loop knows besides the arrays).
+(JSON: what the loop knows besides the arrays, and digests of all three). Orbax
+restores flipped bits without a word, so nothing is used before its digest agrees.
 """
 
 from collections.abc import Sequence
+import contextlib
+import time
 
 from etils import epath
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from digitnet import digest
+from digitnet.console import warn
+from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 from digitnet.progress import Progress
 from digitnet.steps import TrainState
+
+# Of the `progress` item; raised whenever an older digitnet could not read it.
+# 0 was the progress alone, without digests.
+FORMAT = 1
+
+_ITEMS = ('params', 'optimizer', 'progress')
+
+
+class Damaged(Exception):
+  """A checkpoint that cannot be restored, or is not what was saved."""
 
 
 class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
@@ -39,7 +55,7 @@ class Checkpoints:
   def __init__(
       self, folder: epath.Path, num_newest: int = 1, read_only: bool = False
   ):
-    """Opens the folder.
+    """Opens the folder, and removes what a save that was killed left in it.
 
     Args:
       folder: of all steps.
@@ -47,10 +63,14 @@ class Checkpoints:
       read_only: leaves the folder as it is, for readers beside a running run.
     """
     self._folder = folder
+    self._read_only = read_only
+    self._saving: int | None = None
     self._policy = _NewestAndBest(num_newest)
+    if not read_only:
+      self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
         folder,
-        item_names=('params', 'optimizer', 'progress'),
+        item_names=_ITEMS,
         # Named so that shapes can be read without the arrays.
         item_handlers={
             'params': ocp.StandardCheckpointHandler(),
@@ -58,16 +78,14 @@ class Checkpoints:
             'progress': ocp.JsonCheckpointHandler(),
         },
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy,
-            # What a kill in mid-save left behind.
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
+            preservation_policy=self._policy, create=not read_only
         ),
     )
 
   @property
-  def latest_step(self) -> int | None:
-    return self._manager.latest_step()
+  def steps(self) -> list[int]:
+    """All that are on disk, damaged or not, the oldest first."""
+    return sorted(self._manager.all_steps())
 
   def save(self, state: TrainState, progress: Progress) -> None:
     """Starts saving, and returns while the files are being written.
@@ -75,87 +93,246 @@ class Checkpoints:
     Args:
       state: of one device, that no later step overwrites.
       progress: goes with the state; its best step is kept.
-    """
-    self._policy.best_step = progress.best_step
-    step = int(state.step)
-    saved = self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave(state.opt_state),
-            progress=ocp.args.JsonSave(progress.to_json()),
-        ),
-    )
-    if not saved:
-      raise RuntimeError(f'Orbax did not save step {step} in {self._folder}')
-
-  def restore(self, step: int, like: TrainState) -> TrainState:
-    """The full state at `step`, on the first local device.
-
-    Args:
-      step: a saved step.
-      like: a state of the same shapes and dtypes; may be abstract.
 
     Raises:
-      UserError: the checkpoint belongs to another network.
+      TrainingFailed: this save or the one before could not be written.
     """
-    params, opt_state = self._restore_items(
-        step, params=like.params, optimizer=like.opt_state
-    )
-    return TrainState(jnp.asarray(step, jnp.int32), params, opt_state)
-
-  def restore_params(self, step: int, like: dict) -> dict:
-    """The parameters alone at `step`; see `restore`."""
-    (params,) = self._restore_items(step, params=like)
-    return params
-
-  def restore_progress(self, step: int) -> Progress:
-    """What the loop knew at `step`."""
-    args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-    return Progress.from_json(self._manager.restore(step, args=args)['progress'])
-
-  def _restore_items(self, step, **like):
-    metadata = self._manager.item_metadata(step)
-    for name, tree in like.items():
-      self._check_fits(step, metadata[name], tree)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    targets = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
-    )
-    items = self._manager.restore(
-        step,
-        args=ocp.args.Composite(**{
-            name: ocp.args.StandardRestore(target)
-            for name, target in targets.items()
-        }),
-    )
-    return [items[name] for name in like]
-
-  def _check_fits(self, step, saved, like):
-    """Orbax would cast another dtype in silence, and tell of shapes at length."""
-    describe = lambda tree: [
-        f'{x.dtype}{list(x.shape)}' for x in jax.tree.leaves(tree)
-    ]
-    ours, theirs = describe(like), describe(saved)
-    if ours != theirs:
-      pairs = zip([*ours, 'nothing'], [*theirs, 'nothing'])
-      wanted, found = next((a, b) for a, b in pairs if a != b)
-      raise UserError(
-          f'{self._folder / str(step)}: the checkpoint does not fit the network'
-          f' of this config, which has {wanted} where it has {found}'
+    self.wait()
+    self._policy.best_step = progress.best_step
+    step = int(state.step)
+    fields = progress.to_json()
+    record = {
+        'format': FORMAT,
+        'progress': fields,
+        'digests': {
+            'params': digest.of_arrays(state.params),
+            'optimizer': digest.of_arrays(state.opt_state),
+            # Over the format too, so that a newer one is told from a damaged one.
+            'progress': digest.of_json([FORMAT, fields]),
+        },
+    }
+    self._saving = step
+    with self._writing():
+      saved = self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              params=ocp.args.StandardSave(state.params),
+              optimizer=ocp.args.StandardSave(state.opt_state),
+              progress=ocp.args.JsonSave(record),
+          ),
       )
+      if not saved:
+        # So it does, without a word, where it has this step or a newer one.
+        raise RuntimeError('Orbax has this step or a newer one')
+
+  def check(self) -> None:
+    """Raises TrainingFailed if a save has failed since; waits for nothing."""
+    if not self._manager.is_saving_in_progress():
+      self.wait()
 
   def wait(self) -> None:
-    """Until every save is on disk."""
-    self._manager.wait_until_finished()
+    """Until every save is on disk; raises TrainingFailed if one is not."""
+    with self._writing():
+      self._manager.wait_until_finished()
+    self._saving = None
+
+  def restore_newest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
+    """The newest full state that is as it was saved; None where none was saved.
+
+    Newer ones that are damaged, and a damaged best, are moved to the folder
+    `damaged` beside this one, and a line says so.
+
+    Args:
+      like: a state of the same shapes and dtypes; may be abstract.
+
+    Returns:
+      The state, on the first local device, and what the loop knew.
+
+    Raises:
+      TrainingFailed: there are checkpoints, and all are damaged.
+      UserError: a newer digitnet wrote them.
+    """
+    damaged = {}
+    for step in reversed(self.steps):
+      try:
+        state, progress = self._restore(step, like)
+        break
+      except Damaged as fault:
+        damaged[step] = fault
+    else:
+      if damaged:
+        newest = max(damaged)
+        raise TrainingFailed(
+            f'{self._folder}: none of the {len(damaged)} checkpoints can be used'
+            f' (step {newest}: {damaged[newest]}); bring one back, or start again'
+            ' in another --workdir'
+        )
+      return None
+    best = progress.best_step
+    if best not in (None, step):
+      try:
+        self.restore_params(best, like.params)
+      except Damaged as fault:
+        damaged[best] = fault
+    for bad, fault in sorted(damaged.items()):
+      self._set_aside(bad, fault)
+    self._manager.reload()
+    if best in damaged:
+      progress.keep_evaluations_of(self.steps)
+    if max(damaged, default=0) > step:
+      warn(f'going back to the newest good checkpoint, of step {step:,}')
+    return state, progress
+
+  def restore_params(self, step: int, like: dict) -> dict:
+    """The parameters alone at `step`.
+
+    Raises:
+      Damaged: they cannot be read, or are not what was saved.
+    """
+    return self._restore_item('params', step, like, self._record(step))
+
+  def restore_progress(self, step: int) -> Progress:
+    """What the loop knew at `step`; raises Damaged likewise."""
+    return _progress(self._record(step))
+
+  def digests(self, step: int) -> dict[str, str]:
+    """SHA-256 of the `params` and of the `optimizer` at `step`."""
+    digests = self._record(step)['digests']
+    return {name: digests.get(name) for name in ('params', 'optimizer')}
 
   def close(self) -> None:
-    """Waits likewise, and lets go of the folder."""
-    self._manager.close()
+    """Waits for the save under way, and lets go of the folder."""
+    try:
+      self.wait()
+    finally:
+      with contextlib.suppress(Exception):  # `wait` has told it.
+        self._manager.close()
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *exception):
+  def __exit__(self, kind, error, traceback):
     # Without this a process that ends early loses the save under way.
-    self.close()
+    try:
+      self.close()
+    except TrainingFailed as failure:
+      if error is None:
+        raise
+      warn(str(failure))  # The error under way is the first to be told.
+
+  def _restore(self, step, like):
+    record = self._record(step)
+    params = self._restore_item('params', step, like.params, record)
+    opt_state = self._restore_item('optimizer', step, like.opt_state, record)
+    progress = _progress(record)
+    if not record['digests']:
+      warn(f'step {step:,}: saved by an older digitnet, without digests to check')
+    return TrainState(jnp.asarray(step, jnp.int32), params, opt_state), progress
+
+  def _record(self, step):
+    """The `progress` item at a step, in the present format."""
+    with _reading('progress'):
+      saved = self._manager.restore(
+          step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+      )['progress']
+      if 'format' not in saved and 'dataset' in saved:
+        return {'format': 0, 'progress': saved, 'digests': {}}
+      written_by = saved['format']
+      content = digest.of_json([written_by, saved['progress']])
+      if content != saved['digests']['progress']:
+        raise Damaged('progress: not what was saved (its digest differs)')
+      if written_by <= FORMAT:
+        return saved
+    raise UserError(
+        f'{self._folder / str(step)}: written by a newer digitnet (checkpoint'
+        f' format {written_by}; this one reads up to {FORMAT}); update digitnet'
+    )
+
+  def _restore_item(self, name, step, like, record):
+    """One tree of arrays, on the first local device."""
+    with _reading(name):
+      saved = self._manager.item_metadata(step)[name]
+      _check_fits(name, saved, like)
+      sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      target = jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+          like,
+      )
+      args = ocp.args.Composite(**{name: ocp.args.StandardRestore(target)})
+      tree = self._manager.restore(step, args=args)[name]
+      wanted = record['digests'].get(name)
+      if wanted is not None and digest.of_arrays(tree) != wanted:
+        raise Damaged(f'{name}: not what was saved (its digest differs)')
+      return tree
+
+  def _set_aside(self, step, fault):
+    """Moved, not deleted: it may hold something that its owner can still read."""
+    folder = self._folder / str(step)
+    place = self._folder.parent / 'damaged' / f'{step}-{int(time.time())}'
+    if folder.exists():
+      place.parent.mkdir(exist_ok=True)
+      folder.rename(place)
+    warn(f'the checkpoint of step {step:,} is damaged ({fault}); moved to {place}')
+
+  def _remove_unfinished(self):
+    """What a save that never ended left; it may fill the disk."""
+    if not self._folder.is_dir():
+      return
+    for path in self._folder.iterdir():
+      step, mark, _ = path.name.partition('.orbax-checkpoint-tmp')
+      if mark:
+        path.rmtree()
+        warn(f'removed {path}: the save of step {step} was never finished')
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Tells what was to be written where; Orbax' errors name neither."""
+    try:
+      yield
+    except Exception as error:  # pylint: disable=broad-except
+      # Orbax wraps and renames what the file system says.
+      step, self._saving = self._saving, None
+      with contextlib.suppress(OSError):
+        self._remove_unfinished()
+      raise TrainingFailed(
+          f'step {step}: {self._folder / str(step)} could not be saved'
+          f' ({_brief(error)}); the same command goes on from the checkpoint'
+          ' before it'
+      ) from None
+
+
+def _progress(record):
+  with _reading('progress'):
+    return Progress.from_json(record['progress'])
+
+
+@contextlib.contextmanager
+def _reading(name):
+  """Whatever damaged files make Orbax raise is Damaged."""
+  try:
+    yield
+  except Damaged:
+    raise
+  except Exception as error:  # pylint: disable=broad-except
+    raise Damaged(f'{name}: {_brief(error)}') from None
+
+
+def _brief(error):
+  """The first line of a message that may have many, without its tail."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0] if len(lines[0]) <= 160 else lines[0][:160] + '...'
+
+
+def _check_fits(name, saved, like):
+  """Orbax would cast another dtype in silence, and tell of shapes at length."""
+  describe = lambda tree: [
+      f'{x.dtype}{list(x.shape)}' for x in jax.tree.leaves(tree)
+  ]
+  ours, theirs = describe(like), describe(saved)
+  if ours != theirs:
+    pairs = zip([*ours, 'nothing'], [*theirs, 'nothing'])
+    wanted, found = next((a, b) for a, b in pairs if a != b)
+    raise Damaged(
+        f'{name}: does not fit the network of this config, which has {wanted}'
+        f' where it has {found}'
+    )

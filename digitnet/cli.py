@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 import errno
+import logging
 import os
+import signal
 import sys
+import threading
 
 from digitnet.errors import Stopped
 from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
+
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def run(main: Callable[[], None]) -> int:
@@ -17,6 +22,10 @@ def run(main: Callable[[], None]) -> int:
     0 done; 1 a failure; 2 the user's mistake; 128 + number after a signal.
     What is a fault of ours is raised again, with its traceback.
   """
+  # Orbax logs at length what it then raises, and we tell in one line.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, _stop)
   try:
     main()
     sys.stdout.flush()
@@ -35,9 +44,14 @@ def run(main: Callable[[], None]) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
   except OSError as error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _DISK_FAULTS:
       return _fail(f'{error.filename or "output"}: {error.strerror}', 1)
     raise
+
+
+def _stop(signum, frame):
+  del frame
+  raise Stopped(signum, 'terminated')
 
 
 def _fail(message, code):

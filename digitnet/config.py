@@ -4,7 +4,7 @@
 allowed. Validation also refuses what is missing from either list.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import json
 import math
 from typing import Any, NamedTuple
@@ -200,13 +200,21 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
 # which their fingerprint tells.
 _FREE = frozenset({'data.dir', 'data.manual_dir'})
 
+# What a saved state is made of: no flag lets a run go on with another.
+FIXED = frozenset({
+    'data.split',
+    'data.split_seed',
+    'model.conv_features',
+    'model.kernel_sizes',
+    'model.dense_features',
+    'model.param_dtype',
+})
 
-def differences(
-    old: dict[str, Any], new: dict[str, Any], free: Sequence[str] = _FREE
-) -> list[str]:
-  """One 'field: old -> new' for each field that differs and matters to a run."""
-  return [
-      f'{name}: {old.get(name, "(none)")} -> {new.get(name, "(none)")}'
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+  """'field: old -> new' for each field that differs and matters to a run."""
+  return {
+      name: f'{name}: {old.get(name, "(none)")} -> {new.get(name, "(none)")}'
       for name in sorted(old.keys() | new.keys())
-      if name not in free and old.get(name) != new.get(name)
-  ]
+      if name not in _FREE and old.get(name) != new.get(name)
+  }

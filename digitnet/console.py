@@ -14,6 +14,12 @@ def say(line: str) -> None:
   sys.stdout.flush()
 
 
+def warn(line: str) -> None:
+  """Prints a line that must not be missed, nor mixed with results: on stderr."""
+  tqdm.tqdm.write(f'digitnet: {line}', file=sys.stderr)
+  sys.stderr.flush()
+
+
 class Pace:
   """A progress bar and the speed of training, pauses left out.
 

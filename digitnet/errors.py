@@ -13,7 +13,7 @@ class TrainingFailed(Exception):
 
 
 class Stopped(Exception):
-  """A signal asked the run to stop; the state has been saved.
+  """A signal asked to stop; what was to be saved has been saved.
 
   Attributes:
     signum: the signal's number; the process exits with 128 + signum.

@@ -13,7 +13,11 @@ from digitnet.steps import Examples
 
 
 def evaluate(
-    eval_step: Callable, params, split: Split, batch_size: int
+    eval_step: Callable,
+    params,
+    split: Split,
+    batch_size: int,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Metrics, np.ndarray]:
   """Scores a split.
 
@@ -22,6 +26,7 @@ def evaluate(
     params: replicated parameters.
     split: N examples, with labels or without.
     batch_size: examples a step; a multiple of the number of devices.
+    check: called before each step; what it raises ends the scoring.
 
   Returns:
     metrics: sums over the examples that have a label.
@@ -31,6 +36,7 @@ def evaluate(
   metrics = Metrics()
   logits = []
   for indices, mask in batches.eval_batches(len(split), batch_size):
+    check()
     batch = parallel.shard(Batch(indices, mask))
     batch_metrics, batch_logits = parallel.to_host(
         eval_step(params, examples, batch)

@@ -1,16 +1,24 @@
 """metrics.jsonl, one JSON object a line, and TensorBoard's view of it.
 
 The lines are the record. TensorBoard's events are made from them, anew at each
-start, so that no step stands twice after a resume.
+start, so that no step stands twice after a resume; that view may fail, and be
+deleted, without harm to the run.
 """
 
 from collections.abc import Mapping
 import json
+import os
+import time
 
 from etils import epath
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX import summary as tensorboard_summary
+from tensorboardX.proto import event_pb2
 
+from digitnet.console import warn
+from digitnet.errors import UserError
 from digitnet.workdir import write_atomically
+from digitnet.workdir import writing
 
 
 class MetricsLog:
@@ -23,34 +31,102 @@ class MetricsLog:
       path: of metrics.jsonl; need not exist.
       tensorboard: folder of the event files; what it holds is made anew.
       step: updates done.
+
+    Raises:
+      UserError: metrics.jsonl holds something else.
     """
     lines = read_metrics(path) if path.exists() else []
     lines = [line for line in lines if line['step'] <= step]
-    write_atomically(path, ''.join(map(_encode, lines)))
-    self._file = path.open('a')
-    if tensorboard.exists():
-      tensorboard.rmtree()
-    self._writer = tensorboardX.SummaryWriter(str(tensorboard))
-    for line in lines:
-      self._show(line)
+    self._path = path
+    with writing(path, step):
+      write_atomically(path, ''.join(map(_encode, lines)))
+      self._file = path.open('a')
+    self._curves = _Curves(tensorboard, lines)
 
   def write(self, line: Mapping[str, float | int | str | None]) -> None:
-    """Appends one line, which reaches the disk's cache before this returns."""
-    self._file.write(_encode(line))
-    self._file.flush()
-    self._show(line)
+    """Appends one line, which reaches the disk's cache before this returns.
 
-  def _show(self, line):
-    for name, value in line.items():
-      if name not in ('step', 'split') and value is not None:
-        self._writer.add_scalar(f'{line["split"]}/{name}', value, line['step'])
+    Raises:
+      TrainingFailed: the disk is full.
+    """
+    with writing(self._path, line['step']):
+      self._file.write(_encode(line))
+      self._file.flush()
+    self._curves.add(line, lambda: read_metrics(self._path))
+
+  def sync(self) -> None:
+    """Brings every line to the disk itself, before a checkpoint counts on it."""
+    os.fsync(self._file.fileno())
 
   def __enter__(self):
     return self
 
   def __exit__(self, *exception):
-    self._file.close()
-    self._writer.close()
+    try:
+      self._file.close()
+    except OSError:
+      pass  # A line that did not fit; `write` has told it.
+    self._curves.close()
+
+
+class _Curves:
+  """TensorBoard's events, written at once; the first failure is the last."""
+
+  def __init__(self, folder, lines):
+    self._folder = folder
+    self._writer = None
+    self._failed = False
+    self._make(lines)
+
+  def add(self, line, all_lines):
+    """Shows a line; makes the folder again, from all lines, if it is gone."""
+    if self._failed:
+      return
+    if not self._folder.exists():
+      warn(f'{self._folder} has been deleted; making it again')
+      self._make(all_lines())
+    else:
+      self._guarded(lambda: self._show([line]))
+
+  def close(self):
+    if self._writer is not None:
+      self._guarded(self._writer.close)
+
+  def _make(self, lines):
+    def make():
+      if self._folder.exists():
+        self._folder.rmtree()
+      self._folder.mkdir(parents=True)
+      # Not tensorboardX' SummaryWriter: its thread dies of a full disk, and then
+      # its queue blocks.
+      self._writer = event_file_writer.EventsWriter(str(self._folder / 'events'))
+      self._show(lines)
+
+    self._guarded(make)
+
+  def _show(self, lines):
+    for line in lines:
+      for name, value in line.items():
+        if name in ('step', 'split') or not isinstance(value, (int, float)):
+          continue
+        scalar = tensorboard_summary.scalar(f'{line["split"]}/{name}', value)
+        self._writer.write_event(
+            event_pb2.Event(
+                wall_time=time.time(), step=line['step'], summary=scalar
+            )
+        )
+    self._writer.flush()
+
+  def _guarded(self, act):
+    try:
+      act()
+    # What metrics.jsonl holds after someone edited it may be no scalar.
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+      self._failed = True
+      warn(
+          f'{self._folder}: no more TensorBoard curves in this start'
+          f' ({error}); metrics.jsonl goes on'
+      )
 
 
 def _encode(line):
@@ -58,6 +134,23 @@ def _encode(line):
 
 
 def read_metrics(path: epath.Path) -> list[dict]:
-  """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
-  whole_lines = path.read_text().split('\n')[:-1]
-  return [json.loads(line) for line in whole_lines]
+  """The lines of metrics.jsonl; a last line cut short by a kill is left out.
+
+  Raises:
+    UserError: names the first line that is not a metrics line.
+  """
+  lines = []
+  try:
+    whole_lines = path.read_text(encoding='utf-8').split('\n')[:-1]
+    for number, text in enumerate(whole_lines, start=1):
+      line = json.loads(text)
+      if type(line['step']) is not int or not isinstance(line['split'], str):
+        raise ValueError('no "step" or "split"')
+      lines.append(line)
+  except UnicodeDecodeError:
+    raise UserError(f'{path}: not a text file; move it away') from None
+  except (ValueError, KeyError, TypeError, RecursionError):
+    raise UserError(
+        f'{path}, line {number}: not a line of metrics; mend or remove it'
+    ) from None
+  return lines

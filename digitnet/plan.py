@@ -44,6 +44,9 @@ class Plan:
         checkpoint_every=to_steps(config.checkpoint_every, steps_per_epoch),
     )
 
+  def epoch(self, step: int) -> float:
+    return step / self.steps_per_epoch
+
   def logs_at(self, step: int) -> bool:
     return is_now(step, self.log_every, self.last_step)
 

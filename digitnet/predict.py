@@ -12,6 +12,7 @@ from digitnet import model as model_lib
 from digitnet import parallel
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
+from digitnet.checkpoint import Damaged
 from digitnet.data import files
 from digitnet.data import idx
 from digitnet.data import kaggle
@@ -46,14 +47,22 @@ class Predictor:
     if not run.checkpoints.is_dir():
       raise none_yet
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-      newest = checkpoints.latest_step
-      if newest is None:
+      if not checkpoints.steps:
         raise none_yet
-      progress = checkpoints.restore_progress(newest)
-      best = newest if progress.best_step is None else progress.best_step
-      params = checkpoints.restore_params(
-          best, model_lib.abstract_params(model)
-      )
+      step = checkpoints.steps[-1]
+      try:
+        progress = checkpoints.restore_progress(step)
+        if progress.best_step is not None:
+          step = progress.best_step
+        params = checkpoints.restore_params(
+            step, model_lib.abstract_params(model)
+        )
+      except Damaged as fault:
+        raise UserError(
+            f'{run.checkpoints / str(step)}: damaged ({fault}); remove'
+            f' {run.results.name} if it is there, and the training command goes'
+            ' back to the newest good checkpoint'
+        ) from None
     self.dataset = progress.dataset
     self._params = parallel.replicate(params)
     self._eval_step = parallel.pmap(steps.make_eval_step(model))

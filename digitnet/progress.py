@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import time
 
@@ -15,7 +16,9 @@ class Progress:
   Attributes:
     dataset: fingerprint of the data, which no resume may change.
     window: sums since the last training line.
-    evaluations: a summary of each validation, with its `step`.
+    machine: `machine.shape()` where the state was saved; None in old files.
+    evaluations: a summary of each validation, with its `step`; and `lost` where
+      its network is.
     train_seconds: time in training steps, by all starts together.
     train_images: images trained on in that time.
     earlier_seconds: wall time of the earlier starts.
@@ -23,6 +26,7 @@ class Progress:
   """
 
   dataset: str
+  machine: dict | None = None
   window: Metrics = dataclasses.field(default_factory=Metrics)
   evaluations: list[dict] = dataclasses.field(default_factory=list)
   train_seconds: float = 0.0
@@ -34,14 +38,23 @@ class Progress:
   def best(self) -> dict | None:
     """The evaluation with the fewest errors; of equals the least loss, the first."""
     return min(
-        self.evaluations,
+        (one for one in self.evaluations if not one.get('lost')),
         key=lambda one: (one['num_errors'], one['loss']),
         default=None,
     )
 
   @property
   def best_step(self) -> int | None:
-    return self.best['step'] if self.evaluations else None
+    return self.best['step'] if self.best else None
+
+  def has_evaluated(self, step: int) -> bool:
+    return any(one['step'] == step for one in self.evaluations)
+
+  def keep_evaluations_of(self, steps: Sequence[int]) -> None:
+    """Rules out as best whatever has no good checkpoint any more."""
+    for one in self.evaluations:
+      if one['step'] not in steps:
+        one['lost'] = True
 
   @property
   def wall_seconds(self) -> float:

@@ -16,9 +16,14 @@ _STEPS_AHEAD = 2
 
 
 class Reports:
-  """Feeds what the steps report into the progress and the pace."""
+  """Feeds what the steps report into the progress and the pace.
+
+  Attributes:
+    newest: the report of the last step settled, as NumPy arrays.
+  """
 
   def __init__(self, progress: Progress, pace: Pace):
+    self.newest: StepReport | None = None
     self._progress, self._pace = progress, pace
     self._waiting = collections.deque()
 
@@ -28,15 +33,14 @@ class Reports:
     if len(self._waiting) > _STEPS_AHEAD:
       self._settle_one()
 
-  def settle(self) -> StepReport:
-    """Awaits all of them; returns the newest, as NumPy arrays.
+  def settle(self) -> None:
+    """Awaits all of them.
 
     Raises:
       TrainingFailed: loss or gradients of a step are not finite.
     """
     while self._waiting:
-      report = self._settle_one()
-    return report
+      self._settle_one()
 
   def _settle_one(self):
     step, report = self._waiting.popleft()
@@ -47,7 +51,7 @@ class Reports:
     self._progress.window = self._progress.window.merge(report.metrics)
     self._pace.step(int(report.metrics.confusion.sum()))
     self._pace.start()
-    return report
+    self.newest = report
 
 
 def check_finite(step: int, values: Mapping[str, float]) -> None:

@@ -6,8 +6,7 @@ import platform
 import subprocess
 from typing import Any
 
-import jax
-
+from digitnet import machine
 from digitnet.console import say
 from digitnet.data.corpus import Dataset
 from digitnet.metrics import Metrics
@@ -23,6 +22,8 @@ def collect(
     num_params: int,
     steps: int,
     seed: int,
+    config_changes: list[list[str]],
+    digests: dict[str, str],
 ) -> dict[str, Any]:
   """What results.json holds.
 
@@ -33,6 +34,8 @@ def collect(
     num_params: of the network.
     steps: updates done.
     seed: of the run.
+    config_changes: made in mid-run.
+    digests: of the last state.
   """
   best = dict(progress.best)
   return {
@@ -43,19 +46,17 @@ def collect(
       'steps': steps,
       'best_step': best.pop('step'),
       'seed': seed,
+      'config_changes': config_changes,
       'validation': best,
       'test': test.summary() if test.num_examples else None,
+      'digests': digests,
       'images_per_second': (
           progress.train_images / progress.train_seconds
           if progress.train_seconds
           else None
       ),
       'wall_seconds': progress.wall_seconds,
-      'devices': {
-          'platform': jax.default_backend(),
-          'kind': jax.devices()[0].device_kind,
-          'count': jax.device_count(),
-      },
+      'devices': machine.devices(),
       'versions': {
           'python': platform.python_version(),
           **{name: metadata.version(name) for name in _PACKAGES},

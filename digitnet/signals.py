@@ -1,22 +1,38 @@
 """Turning SIGTERM and Ctrl-C into a request that the loop answers."""
 
 import contextlib
+import os
 import signal
 import threading
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from digitnet.console import warn
+from digitnet.errors import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-  """Attributes: signum: of the signal that asked to stop; None before any."""
+  """What the signals have asked for.
+
+  Attributes:
+    signum: of the signal that asked to stop; None before any.
+    has_work: whether there is something to save before stopping; set by the
+      loop. Before that, a signal acts as it does outside.
+  """
 
   def __init__(self):
     self.signum: int | None = None
+    self.has_work = False
+
+  def check(self) -> None:
+    """Raises Stopped if a signal has come."""
+    if self.signum is not None:
+      raise Stopped(self.signum, 'stopped')
 
 
 @contextlib.contextmanager
 def stop_request():
-  """Within this context a first signal is noted; a second acts as it always does.
+  """Within this context a first signal is noted; a second ends the process at once.
 
   Yields a `StopRequest`. Outside the main thread, where Python lets nobody
   handle signals, it never becomes set.
@@ -25,20 +41,36 @@ def stop_request():
   if threading.current_thread() is not threading.main_thread():
     yield request
     return
-  previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+  previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
-  def restore():
-    for signum, handler in previous.items():
-      signal.signal(signum, handler)
+  def handle(signum, frame):
+    if request.signum is not None:
+      _leave(signum)
+    elif request.has_work:
+      request.signum = signum
+    else:
+      _act(previous[signum], signum, frame)
 
-  def note(signum, frame):
-    del frame
-    request.signum = signum
-    restore()
-
-  for signum in _SIGNALS:
-    signal.signal(signum, note)
+  for signum, handler in previous.items():
+    # Ignored from outside, as nohup does, stays ignored.
+    if handler is not signal.SIG_IGN:
+      signal.signal(signum, handle)
   try:
     yield request
   finally:
-    restore()
+    for signum, handler in previous.items():
+      signal.signal(signum, handler)
+
+
+def _act(handler, signum, frame):
+  if callable(handler):
+    handler(signum, frame)
+  else:
+    signal.signal(signum, handler)
+    os.kill(os.getpid(), signum)
+
+
+def _leave(signum):
+  warn('a second signal: leaving at once; a save under way is lost')
+  # Past every `finally`: one of them would wait for that save.
+  os._exit(128 + signum)  # pylint: disable=protected-access

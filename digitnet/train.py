@@ -1,6 +1,7 @@
 """Training, from config to results: `train_and_evaluate(config, workdir)`."""
 
 from collections.abc import Callable
+import json
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 
 from digitnet import augment
 from digitnet import config as config_lib
+from digitnet import machine
 from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import parallel
@@ -18,12 +20,15 @@ from digitnet import rng
 from digitnet import signals
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
+from digitnet.checkpoint import Damaged
 from digitnet.console import Pace
 from digitnet.console import say
+from digitnet.console import warn
 from digitnet.data import batches
 from digitnet.data import sources
 from digitnet.data.corpus import Dataset
 from digitnet.errors import Stopped
+from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 from digitnet.evaluate import evaluate
 from digitnet.metrics import Metrics
@@ -33,11 +38,14 @@ from digitnet.plan import Plan
 from digitnet.progress import Progress
 from digitnet.reports import check_finite
 from digitnet.reports import Reports
+from digitnet.validation import Validation
 from digitnet.workdir import Workdir
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    allow_changes: bool = False,
 ) -> dict[str, Any]:
   """Trains, scores the test split once, and leaves everything in `workdir`.
 
@@ -46,25 +54,32 @@ def train_and_evaluate(
   Args:
     config: all fields of configs/default.py.
     workdir: a folder, made when absent.
+    allow_changes: resumes a run that began with another config.
 
   Returns:
     What results.json holds.
 
   Raises:
     UserError: the config, the data or the workdir is wrong.
-    TrainingFailed: loss or gradients are no longer finite.
+    TrainingFailed: loss or gradients are no longer finite, the disk is full, or
+      every checkpoint is damaged.
     Stopped: a signal came; the state is saved.
   """
   config_lib.validate(config)
   config_lib.check_devices(config, jax.device_count())
   run = Workdir(workdir)
-  run.claim(config)
-  results = run.load_results()
-  if results is not None:
-    say(f'{run.path}: this run is finished')
-    results_lib.show(results)
-    return results
+  with run.claimed(config, allow_changes):
+    results = run.load_results()
+    if results is not None:
+      say(f'{run.path}: this run is finished')
+    else:
+      results = _train_and_evaluate(config, run)
+  results_lib.show(results)
+  say(f'left in {run.path}')
+  return results
 
+
+def _train_and_evaluate(config, run):
   dataset = sources.load(say, **config.data)
   model = DigitNet(**config.model)
   say(model_lib.format_table(model_lib.layer_table(model)))
@@ -74,10 +89,17 @@ def train_and_evaluate(
     progress = train(
         config, plan, dataset, model, eval_step, run, checkpoints
     )
-    checkpoints.wait()
-    params = checkpoints.restore_params(
-        progress.best_step, model_lib.abstract_params(model)
-    )
+    try:
+      params = checkpoints.restore_params(
+          progress.best_step, model_lib.abstract_params(model)
+      )
+    except Damaged as fault:
+      raise TrainingFailed(
+          f'step {progress.best_step:,}: the checkpoint, the best on validation,'
+          f' has been damaged ({fault}); the same command takes the best of the'
+          ' others'
+      ) from None
+    digests = checkpoints.digests(plan.last_step)
 
   # The network that is best on validation is scored on test, once.
   test_metrics, logits = evaluate(
@@ -86,7 +108,7 @@ def train_and_evaluate(
       dataset.test,
       config.eval_batch_size,
   )
-  run.write_predictions(logits.argmax(axis=-1))
+  run.write_predictions(logits.argmax(axis=-1), plan.last_step)
   results = results_lib.collect(
       dataset,
       progress,
@@ -94,10 +116,10 @@ def train_and_evaluate(
       model_lib.count_params(params),
       plan.last_step,
       config.seed,
+      run.config_changes,
+      digests,
   )
   run.write_results(results)
-  results_lib.show(results)
-  say(f'left in {run.path}')
   return results
 
 
@@ -110,10 +132,10 @@ def train(
     run: Workdir,
     checkpoints: Checkpoints,
 ) -> Progress:
-  """Trains up to the plan's last step, from the latest checkpoint if any.
+  """Trains up to the plan's last step, from the newest good checkpoint if any.
 
   Raises:
-    TrainingFailed, Stopped: see `train_and_evaluate`.
+    UserError, TrainingFailed, Stopped: see `train_and_evaluate`.
   """
   schedule = optim.make_schedule(
       config.optim.schedule,
@@ -127,7 +149,12 @@ def train(
   state, progress = start_or_resume(
       checkpoints, model, optimizer, config.seed, dataset
   )
-  step = int(state.step)
+  step = resumed_step = int(state.step)
+  if step > plan.last_step:
+    raise UserError(
+        f'config.duration={config.duration!r}: is {plan.last_step:,} steps, and'
+        f' {run.path} is at step {step:,} already; name a longer one'
+    )
   say(
       f'{jax.device_count()} x {jax.devices()[0].device_kind};'
       f' {plan.last_step:,} steps of {config.batch_size} images,'
@@ -157,71 +184,89 @@ def train(
       progress.train_images,
   )
   reports = Reports(progress, pace)
-  with signals.stop_request() as stop, log, pace:
-    while step < plan.last_step:
-      batch = steps.Batch(
-          *batches.train_batch(
-              step, len(dataset.train), config.batch_size, config.seed
-          )
-      )
-      state, report = train_step(
-          state, examples, parallel.shard(batch), lr_scale
-      )
-      step += 1
-      reports.add(step, report)
-      is_stop = stop.signum is not None
-      is_save = is_stop or plan.saves_at(step)
-      if not (is_save or plan.logs_at(step) or plan.evaluates_at(step)):
+  validation = Validation(
+      plan,
+      eval_step,
+      dataset.validation,
+      config.eval_batch_size,
+      log,
+      progress,
+  )
+  with log, pace, signals.stop_request() as stop:
+    while step < plan.last_step or validation.is_due(step):
+      # Else a signal came in the midst of the validation of this very step.
+      if not validation.is_due(step):
+        batch = steps.Batch(
+            *batches.train_batch(
+                step, len(dataset.train), config.batch_size, config.seed
+            )
+        )
+        state, report = train_step(
+            state, examples, parallel.shard(batch), lr_scale
+        )
+        stop.has_work = True
+        step += 1
+        reports.add(step, report)
+        checkpoints.check()
+        if plan.logs_at(step):
+          reports.settle()
+          _log_training(step, plan, reports.newest, progress, log, pace)
+      is_save = stop.signum is not None or plan.saves_at(step)
+      if not (is_save or validation.is_due(step)):
         continue
 
-      report = reports.settle()
-      where = {'step': step, 'epoch': step / plan.steps_per_epoch}
-      if plan.logs_at(step):
-        summary = progress.window.summary()
-        progress.window = Metrics()
-        log.write({
-            **where,
-            'split': 'train',
-            **summary,
-            'learning_rate': float(report.learning_rate),
-            'grad_norm': float(report.grad_norm),
-            'images_per_second': pace.images_per_second,
-        })
-        pace.show(f'step {step:,}/{plan.last_step:,}', summary)
+      reports.settle()
       with pace.pause():
-        if plan.evaluates_at(step):
-          metrics, _ = evaluate(
-              eval_step,
-              state.params,
-              dataset.validation,
-              config.eval_batch_size,
-          )
-          summary = metrics.summary()
-          check_finite(step, {'validation loss': summary['loss']})
-          log.write({**where, 'split': 'validation', **summary})
-          progress.evaluations.append({'step': step, **summary})
+        if validation.is_due(step):
+          try:
+            validation.run(step, state.params, stop.check)
+          except Stopped:
+            if stop.signum is None:
+              raise
+            # Answered below, once the state is saved.
           lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
-          is_best = progress.best_step == step
-          is_save |= is_best
-          say(
-              f'step {step:,}/{plan.last_step:,}  validation:'
-              f' {results_lib.describe(summary)}{"  (best)" if is_best else ""}'
-          )
-        if is_save:
+          is_save |= progress.best_step == step
+        is_stop = stop.signum is not None
+        if (is_save or is_stop) and step > resumed_step:
           progress.train_seconds = pace.seconds
           progress.train_images = pace.num_images
-          saved = parallel.first(state)
-          # The losses checked so far are of before this step's update.
-          norm = optax.global_norm(saved.params)
-          check_finite(step, {'norm of the parameters': norm})
-          checkpoints.save(saved, progress)
+          _save(checkpoints, state, progress, log)
         if is_stop:
+          checkpoints.wait()
           raise Stopped(
               stop.signum,
               f'stopped after step {step:,}, which is saved in {run.path}; the'
               ' same command resumes',
           )
+    checkpoints.wait()
   return progress
+
+
+def _log_training(step, plan, report, progress, log, pace):
+  """The training since the line before; `report` is of the newest step."""
+  summary = progress.window.summary()
+  progress.window = Metrics()
+  log.write({
+      'step': step,
+      'epoch': plan.epoch(step),
+      'split': 'train',
+      **summary,
+      'learning_rate': float(report.learning_rate),
+      'grad_norm': float(report.grad_norm),
+      'images_per_second': pace.images_per_second,
+  })
+  pace.show(f'step {step:,}/{plan.last_step:,}', summary)
+
+
+def _save(checkpoints, state, progress, log):
+  """Starts to save a replicated state, once the save before is on disk."""
+  checkpoints.wait()  # So that there is one copy of the state besides itself.
+  saved = parallel.first(state)
+  # The losses checked so far are of before this step's update.
+  norm = optax.global_norm(saved.params)
+  check_finite(int(saved.step), {'norm of the parameters': norm})
+  log.sync()
+  checkpoints.save(saved, progress)
 
 
 def start_or_resume(
@@ -231,26 +276,35 @@ def start_or_resume(
     seed: int,
     dataset: Dataset,
 ) -> tuple[steps.TrainState, Progress]:
-  """The latest checkpoint, or else the state before the first step.
+  """The newest good checkpoint, or else the state before the first step.
 
   Raises:
     UserError: the data are not those the checkpoint was trained on.
+    TrainingFailed: all checkpoints are damaged.
   """
 
   def init():
     params = model_lib.init_params(model, rng.stream_key(seed, 'init'))
     return steps.init_state(params, optimizer)
 
-  step = checkpoints.latest_step
-  if step is None:
-    return jax.jit(init)(), Progress(dataset.fingerprint)
-  progress = checkpoints.restore_progress(step)
+  here = machine.shape()
+  restored = checkpoints.restore_newest(jax.eval_shape(init))
+  if restored is None:
+    return jax.jit(init)(), Progress(dataset.fingerprint, here)
+  state, progress = restored
   if progress.dataset != dataset.fingerprint:
     raise UserError(
         f'the data are not those the run began with ({progress.dataset} ->'
         f' {dataset.fingerprint}); bring them back, or name another --workdir'
     )
-  return checkpoints.restore(step, jax.eval_shape(init)), progress
+  if progress.machine not in (None, here):
+    old, new = (json.dumps(shape) for shape in (progress.machine, here))
+    warn(
+        f'the run goes on with {new} where it had {old}: its bits may differ from'
+        ' those of an unbroken run'
+    )
+  progress.machine = here
+  return state, progress
 
 
 def _lr_scale(optim_config, progress):

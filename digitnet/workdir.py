@@ -1,5 +1,6 @@
 """What a run leaves in its workdir, each file written whole or not at all."""
 
+import contextlib
 import csv
 import io
 import json
@@ -11,14 +12,38 @@ import ml_collections
 import numpy as np
 
 from digitnet import config as config_lib
+from digitnet import lock
+from digitnet.console import warn
+from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 
 
 def write_atomically(path: epath.Path, text: str) -> None:
   """Replaces a file by a new one; a reader sees the old or the new, never half."""
   temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
-  temporary.write_text(text)
-  temporary.replace(path)
+  try:
+    with temporary.open('w') as file:
+      file.write(text)
+      file.flush()
+      # Or else the name may reach the disk before the content.
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  except OSError:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def writing(path: epath.Path, step: int):
+  """Within it, a full disk is a TrainingFailed that names the file and the step."""
+  try:
+    yield
+  except OSError as error:
+    raise TrainingFailed(
+        f'step {step}: {path} cannot be written ({error.strerror or error}); make'
+        ' room, and the same command goes on from the newest checkpoint'
+    ) from None
 
 
 class Workdir:
@@ -39,42 +64,84 @@ class Workdir:
     self.predictions = self.path / 'predictions.csv'
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
+    self._changes = self.path / 'config_changes.json'
+    self._lock = self.path / 'lock'
 
-  def claim(self, config: ml_collections.ConfigDict) -> None:
-    """Makes the folder this config's own; leaves a finished run as it is.
+  @contextlib.contextmanager
+  def claimed(
+      self, config: ml_collections.ConfigDict, allow_changes: bool = False
+  ):
+    """Within it the folder is this process' and this config's own.
+
+    A finished run of the same config is left as it is.
+
+    Args:
+      config: of the run.
+      allow_changes: goes on with another config than the run began with, where
+        the network can.
 
     Raises:
-      UserError: the folder cannot be written to, or holds another run.
+      UserError: the folder cannot be written to, is in use, or holds another
+        run.
     """
-    try:
-      self.path.mkdir(parents=True, exist_ok=True)
-      if self._holds_a_run():
-        self._check_same_run(config)
-      if not self.results.exists():
-        text = json.dumps(_plain(config), indent=2)
-        write_atomically(self.config, text + '\n')
-    except OSError as error:
-      reason = error.strerror or error
-      raise UserError(
-          f'--workdir={self.path}: cannot be written to ({reason}); name a'
-          ' folder that can'
-      ) from None
+    with contextlib.ExitStack() as stack:
+      try:
+        self.path.mkdir(parents=True, exist_ok=True)
+        changes = self._find_changes(config, allow_changes)
+        if changes or not self.results.exists():
+          stack.enter_context(lock.hold(self._lock))
+          self._adopt(config, changes)
+      except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f'--workdir={self.path}: cannot be written to ({reason}); name a'
+            ' folder that can'
+        ) from None
+      yield
 
   def _holds_a_run(self) -> bool:
     return self.results.exists() or (
         self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
     )
 
-  def _check_same_run(self, config):
-    changes = config_lib.differences(
-        config_lib.flatten(self.load_config()), config_lib.flatten(config)
-    )
-    if changes:
+  def _find_changes(self, config, allow_changes):
+    """One 'field: old -> new' for each change that matters, if all are allowed."""
+    if not self._holds_a_run():
+      return []
+    old, new = map(config_lib.flatten, (self.load_config(), config))
+    changes = config_lib.differences(old, new)
+    if not changes:
+      return []
+    refused = f'--workdir={self.path}: holds a run of another config'
+    fixed = [text for name, text in changes.items() if name in config_lib.FIXED]
+    if fixed:
       raise UserError(
-          f'--workdir={self.path}: holds a run of another config'
-          f' ({"; ".join(changes)}); go on with that config, or name another'
-          ' --workdir'
+          f'{refused} ({"; ".join(changes.values())}); go on with that config, or'
+          f' name another --workdir: {"; ".join(fixed)} cannot change in mid-run'
       )
+    if not allow_changes:
+      raise UserError(
+          f'{refused} ({"; ".join(changes.values())}); go on with that config,'
+          ' name another --workdir, or allow the change by --allow_changes'
+      )
+    return list(changes.values())
+
+  def _adopt(self, config, changes):
+    if changes:
+      warn(f'the config changes in mid-run: {"; ".join(changes)}')
+      history = json.dumps(self.config_changes + [changes], indent=2)
+      write_atomically(self._changes, history + '\n')
+      self.results.unlink(missing_ok=True)
+    text = json.dumps(_plain(config), indent=2)
+    write_atomically(self.config, text + '\n')
+
+  @property
+  def config_changes(self) -> list[list[str]]:
+    """Of each start that changed the config: its changes, as `field: old -> new`."""
+    try:
+      return _read_json(self._changes, list)
+    except FileNotFoundError:
+      return []
 
   def load_config(self) -> ml_collections.ConfigDict:
     """The config of the run.
@@ -83,7 +150,7 @@ class Workdir:
       UserError: there is none, or it cannot be read.
     """
     try:
-      return ml_collections.ConfigDict(_read_object(self.config))
+      return ml_collections.ConfigDict(_read_json(self.config, dict))
     except FileNotFoundError:
       raise UserError(
           f'{self.path}: no config.json; is it the --workdir of a run?'
@@ -92,33 +159,40 @@ class Workdir:
   def load_results(self) -> dict[str, Any] | None:
     """The results of a finished run; None before it is finished."""
     try:
-      return _read_object(self.results)
+      return _read_json(self.results, dict)
     except FileNotFoundError:
       return None
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Written last of all: its presence says that the run is finished."""
-    write_atomically(self.results, json.dumps(results, indent=2) + '\n')
+    with writing(self.results, results['steps']):
+      write_atomically(self.results, json.dumps(results, indent=2) + '\n')
 
-  def write_predictions(self, labels: np.ndarray) -> None:
-    """Kaggle's submission: `ImageId,Label`, ids from 1. Args: labels: [N] int."""
+  def write_predictions(self, labels: np.ndarray, step: int) -> None:
+    """Kaggle's submission: `ImageId,Label`, ids from 1.
+
+    Args:
+      labels: [N] int.
+      step: updates done.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['ImageId', 'Label'])
     writer.writerows(enumerate(labels.tolist(), start=1))
-    write_atomically(self.predictions, text.getvalue())
+    with writing(self.predictions, step):
+      write_atomically(self.predictions, text.getvalue())
 
 
-def _read_object(path):
-  """The JSON object in a file; UserError when it holds anything else."""
+def _read_json(path, kind):
+  """The JSON value of a kind in a file; UserError when it holds anything else."""
   try:
-    value = json.loads(path.read_text())
-    if not isinstance(value, dict):
-      raise ValueError('not a JSON object')
+    value = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(value, kind):
+      raise ValueError(f'not a JSON {"object" if kind is dict else "array"}')
     return value
   except FileNotFoundError:
     raise
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(
         f'{path}: cannot be read ({error}); bring it back, or name another'
         ' --workdir'

@@ -7,17 +7,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # From the ground up; a module may import what stands before its own line.
 LAYERS = [
-    {'errors'},
+    {'errors', 'digest', 'machine'},
     {'data.files', 'durations', 'ops', 'augment', 'optim', 'rng', 'console', 'data.corpus'},
     {'model', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
     {'metrics', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
     {'data.tfds_source'},
     {'data.sources'},
-    {'config', 'parallel', 'progress', 'signals'},
+    {'config', 'parallel', 'progress', 'signals', 'lock'},
     {'steps', 'plan', 'workdir'},
     {'checkpoint', 'metrics_log', 'reports', 'results'},
     {'evaluate'},
-    {'train', 'predict'},
+    {'validation', 'predict', 'compare'},
+    {'train'},
 ]
 
 

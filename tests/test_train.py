@@ -18,6 +18,7 @@ from digitnet.workdir import Workdir
 
 RESULT_FIELDS = {
     'dataset', 'source', 'split_sizes', 'num_params', 'steps', 'best_step', 'seed',
+    'config_changes', 'digests',
     'validation', 'test', 'images_per_second', 'wall_seconds', 'devices',
     'versions', 'git_commit',
 }
@@ -36,7 +37,7 @@ def _final_arrays(workdir):
   import orbax.checkpoint as ocp
 
   checkpoints = Checkpoints(folder, read_only=True)
-  step = checkpoints.latest_step
+  step = checkpoints.steps[-1]
   checkpoints.close()
   arrays = {}
   for item in ('params', 'optimizer'):
@@ -219,7 +220,7 @@ def test_broken_run_ends_as_the_unbroken_one(
   if name != 'SIGKILL':
     assert 'the same command resumes' in process.stderr
     assert 'Traceback' not in process.stderr
-    latest = Checkpoints(Workdir(workdir).checkpoints, read_only=True).latest_step
+    latest = Checkpoints(Workdir(workdir).checkpoints, read_only=True).steps[-1]
     assert step <= latest <= step + 3
 
   again = run_python(

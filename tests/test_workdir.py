@@ -6,6 +6,7 @@ from etils import epath
 import pytest
 
 from digitnet import workdir
+from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 
 
@@ -14,37 +15,42 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   path = epath.Path(tmp_path / 'results.json')
   workdir.write_atomically(path, 'old')
 
-  def half(self, text):
-    with open(self, 'w', encoding='utf-8') as file:
-      file.write(text[:2])
+  def fail(number):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(type(path), 'write_text', half)
-  with pytest.raises(OSError):
-    workdir.write_atomically(path, 'new and longer')
+  monkeypatch.setattr(workdir.os, 'fsync', fail)
+  with pytest.raises(TrainingFailed, match=r'step 7: .*results.json .*No space'):
+    with workdir.writing(path, step=7):
+      workdir.write_atomically(path, 'new and longer')
   assert (tmp_path / 'results.json').read_text() == 'old'
+  assert list(tmp_path.iterdir()) == [tmp_path / 'results.json']
+
+
+def _claim(run, config, **options):
+  with run.claimed(config, **options):
+    pass
 
 
 def test_claim_before_anything_is_saved_takes_a_new_config(tiny_config, tmp_path):
   """A run killed while compiling locks its folder for ever."""
   run = workdir.Workdir(str(tmp_path / 'a/b'))
-  run.claim(tiny_config())
-  run.claim(tiny_config({'seed': 7}))
+  _claim(run, tiny_config())
+  _claim(run, tiny_config({'seed': 7}))
   assert json.loads(run.config.read_text())['seed'] == 7
   run.checkpoints.mkdir()
-  run.claim(tiny_config({'seed': 8}))  # made, but nothing in it
+  _claim(run, tiny_config({'seed': 8}))  # made, but nothing in it
 
 
 def test_claim_of_another_run_names_the_changes(tiny_config, tmp_path):
   """Two runs are mixed in one folder."""
   run = workdir.Workdir(str(tmp_path))
-  run.claim(tiny_config())
+  _claim(run, tiny_config())
   (run.checkpoints / '10').mkdir(parents=True)
   before = run.config.read_bytes()
   with pytest.raises(UserError, match='seed: 0 -> 8'):
-    run.claim(tiny_config({'seed': 8}))
+    _claim(run, tiny_config({'seed': 8}))
   assert run.config.read_bytes() == before
-  run.claim(tiny_config({'data.dir': '/elsewhere'}))  # the data may move
+  _claim(run, tiny_config({'data.dir': '/elsewhere'}))  # the data may move
 
 
 @pytest.mark.parametrize('text', ['', '{"seed": 0', '[1]', 'null'])
@@ -54,7 +60,7 @@ def test_unreadable_config_is_named(tiny_config, tmp_path, text):
   run.results.write_text('{}')
   run.config.write_text(text)
   with pytest.raises(UserError, match='config.json: cannot be read'):
-    run.claim(tiny_config())
+    _claim(run, tiny_config())
 
 
 def test_predictions_count_from_one(tmp_path):
@@ -62,5 +68,5 @@ def test_predictions_count_from_one(tmp_path):
   import numpy as np
 
   run = workdir.Workdir(str(tmp_path))
-  run.write_predictions(np.array([7, 2, 1]))
+  run.write_predictions(np.array([7, 2, 1]), step=5)
   assert run.predictions.read_text() == 'ImageId,Label\n1,7\n2,2\n3,1\n'

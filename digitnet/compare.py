@@ -1,0 +1,56 @@
+"""Whether two runs ended alike, to the bit."""
+
+from digitnet.errors import UserError
+from digitnet.metrics_log import read_metrics
+from digitnet.workdir import Workdir
+
+# Of results.json and metrics.jsonl: no two runs take the same time.
+_TIMES = frozenset({'images_per_second', 'wall_seconds'})
+
+
+def differences(first: Workdir, second: Workdir) -> list[str]:
+  """What two finished runs left that is not the same, their times aside.
+
+  results.json holds the digests of the last state, so that parameters and
+  optimizer are compared to the bit.
+
+  Returns:
+    A description of each difference; none when the runs ended alike.
+
+  Raises:
+    UserError: a file is missing or cannot be read.
+  """
+  found = []
+  lines, other_lines = _lines(first), _lines(second)
+  if len(lines) != len(other_lines):
+    found.append(f'metrics.jsonl: {len(lines)} -> {len(other_lines)} lines')
+  pairs = [
+      ('config.json', first.load_config(), second.load_config()),
+      ('results.json', _results(first), _results(second)),
+      *(
+          (f'metrics.jsonl, line {number}', *pair)
+          for number, pair in enumerate(zip(lines, other_lines), start=1)
+      ),
+  ]
+  for name, a, b in pairs:
+    for key in sorted(set(a) | set(b)):
+      if a.get(key) != b.get(key):
+        found.append(f'{name}: {key}: {a.get(key)} -> {b.get(key)}')
+  if first.predictions.read_bytes() != second.predictions.read_bytes():
+    found.append('predictions.csv')
+  return found
+
+
+def _results(run):
+  results = run.load_results()
+  if results is None:
+    raise UserError(f'{run.path}: no results.json; the run is not finished')
+  return _without_times(results)
+
+
+def _lines(run):
+  return [_without_times(line) for line in read_metrics(run.metrics)]
+
+
+def _without_times(values):
+  return {name: value for name, value in values.items() if name not in _TIMES}

@@ -1,0 +1,23 @@
+"""SHA-256 of what a checkpoint holds: flipped bits restore without a word."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+
+
+def of_arrays(tree) -> str:
+  """The digest of each array's dtype, shape and bytes, in the tree's order."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(tree):
+    array = np.ascontiguousarray(leaf)
+    digest.update(f'{array.dtype} {np.shape(leaf)}\n'.encode())
+    # As bytes: bfloat16 has no buffer of its own.
+    digest.update(array.reshape(-1).view(np.uint8))
+  return digest.hexdigest()
+
+
+def of_json(value) -> str:
+  """The digest of a value, the same for any order of its keys."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

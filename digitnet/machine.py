@@ -1,0 +1,27 @@
+"""What a run's bits depend on besides its config: the machine's shape."""
+
+import os
+from typing import Any
+
+import jax
+
+
+def devices() -> dict[str, Any]:
+  """The devices of this process: platform, kind and count."""
+  return {
+      'platform': jax.default_backend(),
+      'kind': jax.devices()[0].device_kind,
+      'count': jax.device_count(),
+  }
+
+
+def shape() -> dict[str, Any]:
+  """All that sums may be rounded otherwise for, on another machine."""
+  return {
+      **devices(),
+      # XLA cuts its work on CPU by the cores that it may use.
+      'cores': len(os.sched_getaffinity(0))
+      if hasattr(os, 'sched_getaffinity')
+      else os.cpu_count(),
+      'jax': jax.__version__,
+  }

@@ -1,0 +1,141 @@
+"""Kills a run at random moments, starts it again, and compares its end.
+
+    python scripts/soak.py --rounds=50
+    python scripts/soak.py --rounds=5 -- --config=configs/quick.py \\
+        --config.data.source=bundled
+
+Each round is one run: killed without warning (SIGKILL) at a random moment, start-up
+and evaluation included, started again by the same command, perhaps killed again,
+and at last left to end. It must then equal an unbroken run to the bit, its times
+aside. Flags after -- go to main.py; without any, a small network is trained.
+The last line counts; the exit code is 1 unless every round ended alike.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+from digitnet import cli
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+# Saves and validates all the time, so that many kills fall into a save.
+_SMALL = {
+    'data.source': 'bundled',
+    'duration': '240 steps',
+    'batch_size': 32,
+    'eval_batch_size': 64,
+    'eval_every': '20 steps',
+    'checkpoint_every': '7 steps',
+    'log_every': '5 steps',
+    'optim.warmup': '50 steps',
+    'model.conv_features': ((4,), (8,)),
+    'model.dense_features': (256, 64),
+}
+
+
+class Soak:
+  """One command, run over and over, each time in a folder of its own."""
+
+  def __init__(self, folder: pathlib.Path, flags: list[str]):
+    self._folder, self._flags = folder, flags
+    # Compiling again and again would take most of the time.
+    self._env = {
+        'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+        'JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        **os.environ,
+    }
+
+  def run(self, name: str, kill_after: float | None = None) -> int:
+    """Starts the command; the exit code, negative where it was killed.
+
+    Args:
+      name: of the workdir, and of the log beside it.
+      kill_after: seconds; None lets it end.
+    """
+    with open(self._folder / f'{name}.log', 'ab') as log:
+      process = subprocess.Popen(
+          [sys.executable, _ROOT / 'main.py', *self._flags]
+          + [f'--workdir={self._folder / name}'],
+          stdout=log,
+          stderr=log,
+          env=self._env,
+      )
+    try:
+      return process.wait(kill_after)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      return process.wait()
+
+  def round(self, name: str, moments: list[float]) -> list[str]:
+    """Kills a run at these moments, in seconds; how its end differs."""
+    from digitnet import compare
+    from digitnet.workdir import Workdir
+
+    for moment in moments:
+      self.run(name, kill_after=moment)
+    code = self.run(name)
+    if code:
+      return [f'exit code {code}']
+    return compare.differences(
+        Workdir(self._folder / 'unbroken'), Workdir(self._folder / name)
+    )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--rounds', type=int, default=50)
+  parser.add_argument(
+      '--kills', type=int, default=2, help='in one round, at most; default: 2'
+  )
+  parser.add_argument(
+      '--jobs', type=int, default=1, help='rounds at a time; default: 1'
+  )
+  parser.add_argument('--seed', type=int, default=0, help='of the moments')
+  parser.add_argument('--folder', help='for the runs; default: a new one')
+  parser.add_argument('flags', nargs='*', metavar='FLAGS', help='of main.py')
+  args = parser.parse_args()
+  # After the arguments: it imports JAX, which takes a second.
+  from digitnet.errors import TrainingFailed
+
+  folder = pathlib.Path(args.folder or tempfile.mkdtemp(prefix='digitnet-soak-'))
+  folder.mkdir(parents=True, exist_ok=True)
+  soak = Soak(folder, args.flags or [f'--config.{k}={v}' for k, v in _SMALL.items()])
+  soak.run('compiling')
+  started = time.monotonic()
+  if soak.run('unbroken'):
+    raise TrainingFailed(f'the unbroken run failed; see {folder}/unbroken.log')
+  seconds = time.monotonic() - started
+  print(f'an unbroken run takes {seconds:.1f} s; all runs are in {folder}', flush=True)
+
+  def one_round(number):
+    rng = random.Random(f'{args.seed} {number}')
+    kills = rng.randint(1, args.kills)
+    moments = [round(rng.uniform(0, seconds), 2) for _ in range(kills)]
+    return moments, soak.round(f'round{number}', moments)
+
+  num_equal = 0
+  with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    rounds = pool.map(one_round, range(1, args.rounds + 1))
+    for number, (moments, found) in enumerate(rounds, start=1):
+      num_equal += not found
+      print(
+          f'round {number}: killed after {moments} s:'
+          f' {"; ".join(found[:3]) or "bit-equal"}',
+          flush=True,
+      )
+  print(f'{num_equal} of {args.rounds} bit-equal')
+  if num_equal < args.rounds:
+    raise TrainingFailed(f'some rounds ended otherwise; see {folder}')
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main))

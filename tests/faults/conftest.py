@@ -1,0 +1,110 @@
+"""Real runs in processes of their own, broken at a chosen place."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from digitnet import compare
+from digitnet.workdir import Workdir
+from tests.conftest import ROOT
+from tests.conftest import TINY
+
+# Saves every 7 steps, 16 to a pass: faults fall in mid-epoch, between two training
+# lines, and between a save and an evaluation.
+RUN = {**TINY, 'duration': '40 steps', 'checkpoint_every': '7 steps', 'eval_every': '16 steps'}
+
+# What a test breaks, it breaks by a few lines that run before `main`.
+_PROGRAM = """
+import functools, os, pathlib, signal, sys, time
+sys.path.insert(0, {root!r})
+from digitnet import cli
+
+def before(owner, name, act):
+  '''Calls `act` with the arguments of each call of owner.name, just before it.'''
+  original = getattr(owner, name)
+  @functools.wraps(original)
+  def call(*args, **kwargs):
+    act(*args, **kwargs)
+    return original(*args, **kwargs)
+  setattr(owner, name, call)
+
+def send(name):
+  os.kill(os.getpid(), getattr(signal, name))
+
+{fault}
+import main
+sys.exit(cli.run(main.main))
+"""
+
+
+@dataclasses.dataclass
+class Runs:
+  """Starts the same small run; see `start`."""
+
+  def start(self, workdir, fault='', overrides=None, flags=(), env=None):
+    """One start in a process of its own, with a fault built in; waits for its end."""
+    return self.finish(self.spawn(workdir, fault, overrides, flags, env))
+
+  def spawn(self, workdir, fault='', overrides=None, flags=(), env=None):
+    values = {**RUN, **(overrides or {})}
+    command = [
+        sys.executable,
+        '-c',
+        _PROGRAM.format(root=str(ROOT), fault=fault),
+        f'--workdir={workdir}',
+        *(f'--config.{name}={value}' for name, value in values.items()),
+        *flags,
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
+
+  def finish(self, process):
+    try:
+      out, err = process.communicate(timeout=180)
+    finally:
+      process.kill()
+    return subprocess.CompletedProcess(
+        process.args, process.returncode, out, err
+    )
+
+
+@pytest.fixture
+def runs():
+  return Runs()
+
+
+@pytest.fixture(scope='session')
+def unbroken(tmp_path_factory) -> pathlib.Path:
+  """The workdir of the run that nothing happened to."""
+  workdir = tmp_path_factory.mktemp('unbroken') / 'run'
+  process = Runs().start(workdir)
+  assert process.returncode == 0, process.stderr
+  return workdir
+
+
+@pytest.fixture
+def assert_ends_as_unbroken(runs, unbroken):
+  """Starts the run again, without a fault; it must end like the unbroken one."""
+
+  def check(workdir, **options):
+    process = runs.start(workdir, **options)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert not compare.differences(Workdir(unbroken), Workdir(workdir))
+    return process
+
+  return check
+
+
+def steps_in(workdir) -> list[int]:
+  """The steps whose checkpoints are in a run's folder."""
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())

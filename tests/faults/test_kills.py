@@ -1,0 +1,107 @@
+"""Rows 1 to 4: killed, terminated, interrupted; then started again."""
+
+import time
+
+import pytest
+
+from tests.faults.conftest import steps_in
+
+# Where SIGKILL strikes: the lines that bring it there.
+_PLACES = {
+    'start-up': "from digitnet import workdir\nbefore(workdir, 'write_atomically', lambda *_: send('SIGKILL'))",
+    'compile': "import jax\nfrom digitnet import parallel\nbefore(parallel, 'shard', lambda *_: send('SIGKILL'))",
+    'step': "from digitnet.reports import Reports\nbefore(Reports, 'add', lambda self, step, report: step == 11 and send('SIGKILL'))",
+    'metrics line': "from digitnet import metrics_log\nbefore(metrics_log, '_encode', lambda line: line['step'] == 25 and send('SIGKILL'))",
+    'evaluation': "from digitnet import validation\nbefore(validation, 'check_finite', lambda step, _: step == 32 and send('SIGKILL'))",
+    'start of a save': "from digitnet.checkpoint import Checkpoints\nbefore(Checkpoints, 'save', lambda self, state, _: state.step == 21 and send('SIGKILL'))",
+    'test': "from digitnet.workdir import Workdir\nbefore(Workdir, 'write_predictions', lambda *a, **k: send('SIGKILL'))",
+    'results': "from digitnet.workdir import Workdir\nbefore(Workdir, 'write_results', lambda *_: send('SIGKILL'))",
+}
+
+
+@pytest.mark.parametrize('place', _PLACES)
+def test_kill_9_anywhere(runs, assert_ends_as_unbroken, tmp_path, place):
+  """Row 1. A resumed run replays a step, restarts its keys, or loses a line."""
+  process = runs.start(tmp_path, _PLACES[place])
+  assert process.returncode == -9, process.stderr
+  assert not (tmp_path / 'results.json').exists()
+  assert_ends_as_unbroken(tmp_path)
+
+
+# Just before the half-written folder gets its final name, and before any array of
+# it is written.
+_IN_A_SAVE = """
+from orbax.checkpoint._src.path import atomicity
+def strike(*args, **kwargs):
+  folder = pathlib.Path(sys.argv[1].partition('=')[2]) / 'checkpoints'
+  if any(p.name.startswith('21.') for p in folder.iterdir()):
+    send('SIGKILL')
+for kind in (atomicity.AtomicRenameTemporaryPath, atomicity.CommitFileTemporaryPath):
+  before(kind, {method!r}, strike)
+"""
+
+
+@pytest.mark.parametrize('method', ['finalize'])
+def test_kill_9_inside_a_save(runs, assert_ends_as_unbroken, tmp_path, method):
+  """Row 2. Half a checkpoint is restored, or fills the disk for ever."""
+  process = runs.start(tmp_path, _IN_A_SAVE.format(method=method))
+  assert process.returncode == -9, process.stderr
+  left = [p.name for p in (tmp_path / 'checkpoints').iterdir()]
+  assert any(name.startswith('21.orbax') for name in left), left
+  again = assert_ends_as_unbroken(tmp_path)
+  assert 'resuming after step 16' in again.stdout
+  assert 'the save of step 21 was never finished' in again.stderr
+  assert not [p for p in (tmp_path / 'checkpoints').iterdir() if not p.name.isdigit()]
+
+
+# Where a first signal comes: the lines that send it, and the steps that it may
+# leave as the newest (none where nothing was done yet).
+_STOPS = {
+    'compile': (_PLACES['compile'], []),
+    'training': (_PLACES['step'], [11, 12, 13]),
+    'evaluation': ("from digitnet import evaluate\nbefore(evaluate.parallel, 'shard', lambda *_: send('SIGKILL'))", [16]),
+}
+_STOPS['evaluation'] = (
+    "from digitnet import validation\nbefore(validation.Validation, 'run',"
+    " lambda self, step, *_: step == 16 and send('SIGKILL'))", [16],
+)
+
+
+@pytest.mark.parametrize('name, code', [('SIGTERM', 143), ('SIGINT', 130)])
+@pytest.mark.parametrize('place', _STOPS)
+def test_a_signal_saves_and_leaves(
+    runs, assert_ends_as_unbroken, tmp_path, place, name, code
+):
+  """Rows 3 and 4. A preempted machine loses the epoch, or hangs in its end."""
+  fault, saved = _STOPS[place]
+  started = time.monotonic()
+  process = runs.start(tmp_path, fault.replace('SIGKILL', name))
+  assert process.returncode == code, process.stderr
+  assert 'Traceback' not in process.stderr
+  assert len(process.stderr.strip().splitlines()) == 1, process.stderr
+  if saved:
+    assert steps_in(tmp_path)[-1] in saved
+    assert 'the same command resumes' in process.stderr
+  assert time.monotonic() - started < 60  # of a start that takes seconds
+  assert_ends_as_unbroken(tmp_path)
+
+
+def test_a_second_ctrl_c_leaves_at_once(runs, assert_ends_as_unbroken, tmp_path):
+  """Row 4. Ctrl-C cannot end a save that hangs, or ends it with a traceback."""
+  fault = """
+from digitnet.checkpoint import Checkpoints
+before(Checkpoints, 'save', lambda self, state, _: state.step == 11 and time.sleep(100))
+""" + _PLACES['step'].replace('SIGKILL', 'SIGINT') + """
+import threading
+def insist():
+  time.sleep(2)
+  send('SIGINT')
+before(Reports, 'add', lambda self, step, _: step == 11 and threading.Thread(target=insist, daemon=True).start())
+"""
+  started = time.monotonic()
+  process = runs.start(tmp_path, fault)
+  assert time.monotonic() - started < 90
+  assert process.returncode == 130, process.stderr
+  assert 'Traceback' not in process.stderr and 'leaving at once' in process.stderr
+  assert steps_in(tmp_path) == [7]
+  assert 'resuming after step 7' in assert_ends_as_unbroken(tmp_path).stdout
