@@ -8,6 +8,7 @@ restores flipped bits without a word, so nothing is used before its digest agree
 
 from collections.abc import Sequence
 import contextlib
+import shutil
 import time
 
 from etils import epath
@@ -25,6 +26,9 @@ from digitnet.steps import TrainState
 # Of the `progress` item; raised whenever an older digitnet could not read it.
 # 0 was the progress alone, without digests.
 FORMAT = 1
+
+# In the names of folders that Orbax has not finished.
+_UNFINISHED = '.orbax-checkpoint-tmp'
 
 _ITEMS = ('params', 'optimizer', 'progress')
 
@@ -65,9 +69,12 @@ class Checkpoints:
     self._folder = folder
     self._read_only = read_only
     self._saving: int | None = None
+    self._failed = False
     self._policy = _NewestAndBest(num_newest)
     if not read_only:
-      self._remove_unfinished()
+      for path in self._remove_unfinished():
+        step = path.name.partition('.')[0]
+        warn(f'removed {path}: the save of step {step} was never finished')
     self._manager = ocp.CheckpointManager(
         folder,
         item_names=_ITEMS,
@@ -113,6 +120,7 @@ class Checkpoints:
     }
     self._saving = step
     with self._writing():
+      self._check_room(state)
       saved = self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -207,6 +215,13 @@ class Checkpoints:
     finally:
       with contextlib.suppress(Exception):  # `wait` has told it.
         self._manager.close()
+      if self._failed:
+        # Its other threads may go on for a while.
+        for _ in range(50):
+          with contextlib.suppress(OSError):
+            if not self._remove_unfinished():
+              break
+          time.sleep(0.02)
 
   def __enter__(self):
     return self
@@ -275,14 +290,20 @@ class Checkpoints:
     warn(f'the checkpoint of step {step:,} is damaged ({fault}); moved to {place}')
 
   def _remove_unfinished(self):
-    """What a save that never ended left; it may fill the disk."""
+    """What a save that never ended left: it may fill the disk. Returns its paths."""
     if not self._folder.is_dir():
-      return
-    for path in self._folder.iterdir():
-      step, mark, _ = path.name.partition('.orbax-checkpoint-tmp')
-      if mark:
-        path.rmtree()
-        warn(f'removed {path}: the save of step {step} was never finished')
+      return []
+    paths = [p for p in self._folder.iterdir() if _UNFINISHED in p.name]
+    for path in paths:
+      path.rmtree()
+    return paths
+
+  def _check_room(self, state):
+    """Before anything is written: Orbax ends badly in the midst of a full disk."""
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._folder).free
+    if free < needed:
+      raise OSError(f'needs {needed:,} bytes where {free:,} are free')
 
   @contextlib.contextmanager
   def _writing(self):
@@ -292,12 +313,11 @@ class Checkpoints:
     except Exception as error:  # pylint: disable=broad-except
       # Orbax wraps and renames what the file system says.
       step, self._saving = self._saving, None
-      with contextlib.suppress(OSError):
-        self._remove_unfinished()
+      self._failed = True
       raise TrainingFailed(
           f'step {step}: {self._folder / str(step)} could not be saved'
-          f' ({_brief(error)}); the same command goes on from the checkpoint'
-          ' before it'
+          f' ({_brief(error)}); make room, and the same command goes on from the'
+          ' checkpoint before it'
       ) from None
 
 

@@ -22,8 +22,10 @@ def run(main: Callable[[], None]) -> int:
     0 done; 1 a failure; 2 the user's mistake; 128 + number after a signal.
     What is a fault of ours is raised again, with its traceback.
   """
-  # Orbax logs at length what it then raises, and we tell in one line.
-  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  # Orbax logs at length what it then raises, and we tell in one line; and its
+  # event loop each array that the same full disk refused.
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, _stop)
   try:

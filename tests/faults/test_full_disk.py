@@ -1,0 +1,123 @@
+"""Row 5: a real file system of a few megabytes, filled to the last byte."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from digitnet import compare
+from digitnet.workdir import Workdir
+from tests.conftest import ROOT
+
+# Fills the disk to the last byte. The run is started in a mount namespace of its
+# own, so no right of the administrator is needed and nothing stays mounted.
+_FILL = """
+import errno
+def fill():
+  with open(pathlib.Path(sys.argv[1].partition('=')[2]).parent / 'filler', 'wb', buffering=0) as file:
+    for size in (1 << 16, 1):
+      try:
+        while True:
+          file.write(bytes(size))
+      except OSError as error:
+        assert error.errno == errno.ENOSPC
+"""
+
+_PLACES = {
+    'before a save': (
+        """
+from digitnet.checkpoint import Checkpoints
+before(Checkpoints, 'save', lambda self, state, _: state.step == 21 and fill())
+""",
+        r'step 21: .*checkpoints/21 could not be saved',
+        16,
+    ),
+    # Orbax' own words, and perhaps a traceback of its threads, come before ours.
+    'in the midst of a save': (
+        """
+import orbax.checkpoint as ocp
+before(ocp.CheckpointManager, 'save', lambda self, step, args: step == 21 and fill())
+""",
+        r'step 21: .*checkpoints/21 could not be saved',
+        16,
+    ),
+    # The first, which needs a new page: later ones fit into one.
+    'metrics line': (
+        """
+from digitnet import metrics_log
+before(metrics_log, '_encode', lambda line: line['step'] == 5 and fill())
+""",
+        r'step 5: .*metrics.jsonl cannot be written',
+        0,
+    ),
+    'predictions.csv': (
+        """
+from digitnet.workdir import Workdir
+before(Workdir, 'write_predictions', lambda *_: fill())
+""",
+        r'step 40: .*predictions.csv cannot be written',
+        40,
+    ),
+    'results.json': (
+        """
+from digitnet.workdir import Workdir
+before(Workdir, 'write_results', lambda *_: fill())
+""",
+        r'step 40: .*results.json cannot be written',
+        40,
+    ),
+}
+
+# Runs in the namespace: a start on a disk that fills up, the disk emptied, and a
+# second start; what both left and said is brought out.
+_SCENE = """
+import json, pathlib, shutil, subprocess, sys
+sys.path.insert(0, {root!r})
+from tests.faults.conftest import Runs, steps_in
+disk, out, fault = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', disk], check=True)
+said = []
+process = Runs().start(disk / 'run', fault)
+said.append([process.returncode, process.stderr, steps_in(disk / 'run'),
+             sorted(p.name for p in (disk / 'run').rglob('*tmp*'))])
+(disk / 'filler').unlink()
+process = Runs().start(disk / 'run')
+said.append([process.returncode, process.stderr, process.stdout])
+shutil.copytree(disk / 'run', out / 'run')
+(out / 'said.json').write_text(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize('place', _PLACES)
+def test_full_disk(unbroken, tmp_path, place):
+  """Row 5. A save that fails is believed, or takes the checkpoint before with it."""
+  fault, message, step = _PLACES[place]
+  (tmp_path / 'disk').mkdir()
+  (tmp_path / 'out').mkdir()
+  scene = [
+      'unshare', '--mount', '--map-root-user', sys.executable, '-c',
+      _SCENE.format(root=str(ROOT)), tmp_path / 'disk', tmp_path / 'out',
+      _FILL + fault,
+  ]
+  process = subprocess.run(
+      scene, capture_output=True, text=True, timeout=300, cwd=ROOT,
+      env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
+  assert process.returncode == 0, process.stderr
+  (code, err, kept, unfinished), (code_again, err_again, out_again) = json.loads(
+      (tmp_path / 'out/said.json').read_text()
+  )
+  assert code == 1, err
+  lines = [text for text in err.splitlines() if 'TensorBoard' not in text]
+  assert len(lines) == 1 or 'midst' in place, err
+  assert re.search(message, lines[-1]), err
+  assert re.search('No space left|RESOURCE_EXHAUSTED|are free', lines[-1]), err
+  # The good one before is there, and nothing else holds the disk.
+  assert (kept[-1] if kept else 0) == step and not unfinished
+
+  assert code_again == 0, err_again
+  assert not step or f'resuming after step {step}' in out_again
+  assert not compare.differences(Workdir(unbroken), Workdir(tmp_path / 'out/run'))
