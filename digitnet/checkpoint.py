@@ -53,6 +53,34 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
     ]
 
 
+class _ReadableSteps(ocp.path.step.NameFormat):
+  """Orbax' names of steps, but for those whose own metadata it chokes on.
+
+  Attributes:
+    damaged: what it said of these, by step.
+  """
+
+  def __init__(self):
+    self.damaged: dict[int, Damaged] = {}
+    self._standard = ocp.path.step.standard_name_format()
+
+  def build_name(self, step: int) -> str:
+    return self._standard.build_name(step)
+
+  def find_step(self, base_path, step: int):
+    return self._standard.find_step(base_path, step)
+
+  def find_all(self, base_path):
+    self.damaged.clear()
+    for found in self._standard.find_all(base_path):
+      try:
+        with _reading('metadata'):
+          found.commit_timestamp  # pylint: disable=pointless-statement
+        yield found
+      except Damaged as fault:
+        self.damaged[found.step] = fault
+
+
 class Checkpoints:
   """The checkpoints of one run; a context that ends with every save on disk."""
 
@@ -70,6 +98,7 @@ class Checkpoints:
     self._read_only = read_only
     self._saving: int | None = None
     self._failed = False
+    self._names = _ReadableSteps()
     self._policy = _NewestAndBest(num_newest)
     if not read_only:
       for path in self._remove_unfinished():
@@ -85,14 +114,16 @@ class Checkpoints:
             'progress': ocp.JsonCheckpointHandler(),
         },
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy, create=not read_only
+            preservation_policy=self._policy,
+            step_name_format=self._names,
+            create=not read_only,
         ),
     )
 
   @property
   def steps(self) -> list[int]:
     """All that are on disk, damaged or not, the oldest first."""
-    return sorted(self._manager.all_steps())
+    return sorted({*self._manager.all_steps(), *self._names.damaged})
 
   def save(self, state: TrainState, progress: Progress) -> None:
     """Starts saving, and returns while the files are being written.
@@ -246,6 +277,8 @@ class Checkpoints:
 
   def _record(self, step):
     """The `progress` item at a step, in the present format."""
+    if step in self._names.damaged:
+      raise self._names.damaged[step]
     with _reading('progress'):
       saved = self._manager.restore(
           step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
@@ -283,7 +316,7 @@ class Checkpoints:
   def _set_aside(self, step, fault):
     """Moved, not deleted: it may hold something that its owner can still read."""
     folder = self._folder / str(step)
-    place = self._folder.parent / 'damaged' / f'{step}-{int(time.time())}'
+    place = self._folder.parent / 'damaged' / f'{step}-{time.time_ns()}'
     if folder.exists():
       place.parent.mkdir(exist_ok=True)
       folder.rename(place)

@@ -9,6 +9,7 @@ from typing import Any
 from digitnet import machine
 from digitnet.console import say
 from digitnet.data.corpus import Dataset
+from digitnet.errors import UserError
 from digitnet.metrics import Metrics
 from digitnet.progress import Progress
 
@@ -99,7 +100,17 @@ def describe(summary: dict[str, float | int] | None) -> str:
 
 
 def show(results: dict[str, Any]) -> None:
-  """Prints the scores."""
-  say(f'result on {results["dataset"]}:')
-  for split in ('validation', 'test'):
-    say(f'  {split}: {describe(results[split])}')
+  """Prints the scores; UserError where results.json holds something else."""
+  try:
+    lines = [
+        f'  {split}: {describe(results[split])}'
+        for split in ('validation', 'test')
+    ]
+    say(f'result on {results["dataset"]}:')
+  except (KeyError, TypeError, ValueError):
+    raise UserError(
+        'results.json does not hold the results of a run; remove it, and the same'
+        ' command makes it again'
+    ) from None
+  for line in lines:
+    say(line)

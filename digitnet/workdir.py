@@ -155,6 +155,8 @@ class Workdir:
       raise UserError(
           f'{self.path}: no config.json; is it the --workdir of a run?'
       ) from None
+    except (ValueError, TypeError, KeyError) as error:
+      raise UserError(f'{self.config}: not a config ({error})') from None
 
   def load_results(self) -> dict[str, Any] | None:
     """The results of a finished run; None before it is finished."""

@@ -41,7 +41,7 @@ def test_resuming_leaves_no_gap_and_no_double_line(paths):
   assert [line['step'] for line in read_metrics(paths[0])] == [1, 2, 3, 3, 4]
 
 
-def _events(path):
+def events_in(path):
   """(step, tag, value) of each scalar in a TFRecord file of events."""
   content = path.read_bytes()
   while content:
@@ -59,6 +59,6 @@ def test_tensorboard_shows_each_step_once(paths):
       for number in range(step + 1, 5):
         log.write({**_line(number), 'images_per_second': None})
   (file,) = paths[1].iterdir()
-  assert list(_events(file)) == [
+  assert list(events_in(file)) == [
       (step, 'train/loss', pytest.approx(1 / step)) for step in range(1, 5)
   ]

@@ -1,6 +1,7 @@
 """Reading a file that a user named."""
 
 import gzip
+import io
 import zlib
 
 from etils import epath
@@ -9,16 +10,22 @@ from digitnet.errors import UserError
 
 _GZIP_MAGIC = b'\x1f\x8b'
 
+# Bytes, decompressed: ten times the largest file of any digits that we know. A few
+# megabytes of gzip can hold more than a machine's memory.
+_MOST = 2**30
+
 
 def read_bytes(path: epath.Path) -> bytes:
   """A file's content, decompressed when it is gzip, whatever its name.
 
   Raises:
-    UserError: the file is missing, unreadable, empty or damaged.
+    UserError: the file is missing, unreadable, empty, damaged, or far too large.
   """
   if not path.is_file():
     raise UserError(f'{path}: no such file')
   try:
+    if path.stat().length > _MOST:
+      raise _too_large(path)
     content = path.read_bytes()
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror})') from None
@@ -27,8 +34,18 @@ def read_bytes(path: epath.Path) -> bytes:
   if not content.startswith(_GZIP_MAGIC):
     return content
   try:
-    return gzip.decompress(content)
+    with gzip.open(io.BytesIO(content)) as file:
+      content = file.read(_MOST + 1)
   except (EOFError, OSError, zlib.error) as error:
     raise UserError(
         f'{path}: damaged or cut short ({error}); fetch it again'
     ) from None
+  if len(content) > _MOST:
+    raise _too_large(path)
+  return content
+
+
+def _too_large(path):
+  return UserError(
+      f'{path}: more than {_MOST:,} bytes; no file of digits is so large'
+  )

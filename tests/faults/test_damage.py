@@ -95,6 +95,9 @@ DAMAGES = {
     'progress changed': lambda step: (step / 'progress/metadata').write_text(
         (step / 'progress/metadata').read_text().replace('"train_images": ', '"train_images": 1')
     ),
+    'metadata of another form': lambda step: (
+        step / '_CHECKPOINT_METADATA'
+    ).write_text('{"item_handlers": 5}'),
     'empty step folder': _empty,
     'flipped': _flip,
 }
@@ -154,7 +157,7 @@ def test_damaged_best_is_not_the_result(broken_off, runs):
   assert results['best_step'] in (32, 40)
 
 
-@pytest.mark.parametrize('damage', ['flipped', 'empty step folder'])
+@pytest.mark.parametrize('damage', ['flipped', 'empty step folder', 'metadata of another form'])
 def test_all_damaged(broken_off, runs, damage):
   """Row 8. The run starts from nothing, without a word, over what could be saved."""
   for step in (16, 21):
