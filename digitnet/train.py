@@ -230,7 +230,7 @@ def train(
         if (is_save or is_stop) and step > resumed_step:
           progress.train_seconds = pace.seconds
           progress.train_images = pace.num_images
-          _save(checkpoints, state, progress, log)
+          save(checkpoints, state, progress, log)
         if is_stop:
           checkpoints.wait()
           raise Stopped(
@@ -258,8 +258,17 @@ def _log_training(step, plan, report, progress, log, pace):
   pace.show(f'step {step:,}/{plan.last_step:,}', summary)
 
 
-def _save(checkpoints, state, progress, log):
-  """Starts to save a replicated state, once the save before is on disk."""
+def save(
+    checkpoints: Checkpoints,
+    state: steps.TrainState,
+    progress: Progress,
+    log: MetricsLog,
+) -> None:
+  """Starts to save a replicated state, once the save before it is on disk.
+
+  Raises:
+    TrainingFailed: the parameters are not finite, or the disk is full.
+  """
   checkpoints.wait()  # So that there is one copy of the state besides itself.
   saved = parallel.first(state)
   # The losses checked so far are of before this step's update.
