@@ -86,10 +86,12 @@ def test_training_commands(run_python, folder, prepared, tmp_path, command):
 
 
 @pytest.mark.parametrize('command', SCRIPTS)
-def test_script_commands(run_python, folder, trained, command):
+def test_script_commands(run_python, folder, trained, tiny_flags, command):
   """A script of the README has other flags, or cannot find the package."""
   command = command.replace('FOLDER', str(folder)).replace('runs/quick', str(trained))
-  _, words = _split(command)
+  _, words = _split(command.replace('--rounds=50', '--rounds=1'))
+  if 'soak' in command:
+    words += ['--', *tiny_flags()]
   assert run_python(*words, check=True).stdout.strip()
 
 
@@ -119,3 +121,14 @@ def test_readme_names_what_is_there():
   assert capitals <= {'FOLDER', 'GLIBC', 'MNIST', 'SIGTERM', 'DIGITNET'}, capitals
   for path in re.findall(r'`((?:configs|scripts|digitnet|tests)/[\w./]+)`', README):
     assert (ROOT / path).exists(), path
+
+
+def test_every_fault_of_the_table_has_its_test():
+  """The README claims what nothing proves."""
+  table = README.split('## What a run survives')[1].split('## ')[0]
+  rows = {int(number) for number in re.findall(r'^\| (\d+) \|', table, re.MULTILINE)}
+  tests = '\n'.join(path.read_text() for path in (ROOT / 'tests/faults').glob('*.py'))
+  proven = set()
+  for numbers in re.findall(r'Rows? ([\d, and]+)[.:]', tests):
+    proven |= set(map(int, re.findall(r'\d+', numbers)))
+  assert rows and rows <= proven

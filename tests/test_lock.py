@@ -1,0 +1,57 @@
+"""A workdir has one holder; the kernel knows when it is gone."""
+
+import os
+import socket
+
+from etils import epath
+import pytest
+
+from digitnet import lock
+from digitnet.errors import UserError
+
+
+def test_second_holder_is_refused_and_the_next_is_not(tmp_path, capsys):
+  """Two runs write in one folder; or the first one's end is not seen."""
+  path = epath.Path(tmp_path / 'lock')
+  with lock.hold(path):
+    here = f'process {os.getpid()} on {socket.gethostname()}'
+    with pytest.raises(UserError, match=here):
+      with lock.hold(path):
+        pass
+    assert path.exists()
+  assert not path.exists()
+  with lock.hold(path):
+    pass
+  assert capsys.readouterr().err == ''
+
+
+def test_lock_removed_while_waiting_is_not_taken(tmp_path, monkeypatch):
+  """Two processes hold locks on two files of the same name."""
+  path = epath.Path(tmp_path / 'lock')
+  real = lock.fcntl.flock
+  removed = []
+
+  def flock(file, flags):
+    if not removed:  # its holder leaves between our opening and our locking
+      path.unlink()
+      removed.append(path)
+    real(file, flags)
+
+  monkeypatch.setattr(lock.fcntl, 'flock', flock)
+  with lock.hold(path):
+    assert path.exists()
+    with pytest.raises(UserError):
+      with lock.hold(path):
+        pass
+
+
+def test_file_system_without_locks(tmp_path, monkeypatch, capsys):
+  """Some network file systems cannot lock: no run at all is possible there."""
+
+  def flock(file, flags):
+    raise OSError(95, 'Operation not supported')
+
+  monkeypatch.setattr(lock.fcntl, 'flock', flock)
+  with lock.hold(epath.Path(tmp_path / 'lock')):
+    pass
+  assert 'no lock (Operation not supported)' in capsys.readouterr().err
