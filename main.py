@@ -22,6 +22,16 @@ _WORKDIR = flags.DEFINE_string(
 _ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'Resume with another config than the run began with.'
 )
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0, to train on several processes.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'In all.', lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', 0, "This process' number.", lower_bound=0
+)
+_START_TIMEOUT = flags.DEFINE_integer(
+    'start_timeout', 25, 'Seconds to wait for the other processes.', lower_bound=1
+)
 
 
 def _parse(argv: list[str]) -> None:
@@ -54,8 +64,16 @@ def _default_workdir() -> str:
 def main() -> None:
   _parse(sys.argv)
   # After the flags: importing JAX takes a second that a typo need not wait for.
+  from digitnet import cluster
   from digitnet.train import train_and_evaluate
 
+  if _COORDINATOR.value:
+    cluster.start(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        _START_TIMEOUT.value,
+    )
   train_and_evaluate(
       _CONFIG.value, _WORKDIR.value or _default_workdir(), _ALLOW_CHANGES.value
   )
@@ -64,4 +82,4 @@ def main() -> None:
 if __name__ == '__main__':
   from digitnet import cli
 
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

@@ -14,6 +14,7 @@ import time
 from etils import epath
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from digitnet import digest
@@ -101,9 +102,11 @@ class Checkpoints:
     self._names = _ReadableSteps()
     self._policy = _NewestAndBest(num_newest)
     if not read_only:
+      folder.mkdir(parents=True, exist_ok=True)
       for path in self._remove_unfinished():
         step = path.name.partition('.')[0]
         warn(f'removed {path}: the save of step {step} was never finished')
+    here = jax.process_index()
     self._manager = ocp.CheckpointManager(
         folder,
         item_names=_ITEMS,
@@ -116,7 +119,14 @@ class Checkpoints:
         options=ocp.CheckpointManagerOptions(
             preservation_policy=self._policy,
             step_name_format=self._names,
-            create=not read_only,
+            create=False,
+            # Of several processes, one has the checkpoints: the state is the
+            # same on all, and barriers are one more thing to hang in.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=here,
+                active_processes={here},
+                barrier_sync_key_prefix=f'process{here}',
+            ),
         ),
     )
 
@@ -150,6 +160,9 @@ class Checkpoints:
         },
     }
     self._saving = step
+    if jax.process_count() > 1:
+      # Orbax saves no jax.Array that other processes have no part of.
+      state = jax.tree.map(np.asarray, state)
     with self._writing():
       self._check_room(state)
       saved = self._manager.save(
@@ -301,11 +314,7 @@ class Checkpoints:
     with _reading(name):
       saved = self._manager.item_metadata(step)[name]
       _check_fits(name, saved, like)
-      sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      target = jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-          like,
-      )
+      target = jax.tree.map(_restore_target, like)
       args = ocp.args.Composite(**{name: ocp.args.StandardRestore(target)})
       tree = self._manager.restore(step, args=args)[name]
       wanted = record['digests'].get(name)
@@ -324,8 +333,6 @@ class Checkpoints:
 
   def _remove_unfinished(self):
     """What a save that never ended left: it may fill the disk. Returns its paths."""
-    if not self._folder.is_dir():
-      return []
     paths = [p for p in self._folder.iterdir() if _UNFINISHED in p.name]
     for path in paths:
       path.rmtree()
@@ -352,6 +359,14 @@ class Checkpoints:
           f' ({_brief(error)}); make room, and the same command goes on from the'
           ' checkpoint before it'
       ) from None
+
+
+def _restore_target(x):
+  """Says of one array where to: the first device, or the host if there are others."""
+  if jax.process_count() > 1:
+    return np.empty(x.shape, x.dtype)
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _progress(record):

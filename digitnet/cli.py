@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 
 from digitnet.errors import Stopped
 from digitnet.errors import TrainingFailed
@@ -14,13 +15,15 @@ from digitnet.errors import UserError
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
+_at_once = False
+
 
 def run(main: Callable[[], None]) -> int:
   """Calls `main` and turns what it raises into an exit code.
 
   Returns:
     0 done; 1 a failure; 2 the user's mistake; 128 + number after a signal.
-    What is a fault of ours is raised again, with its traceback.
+    A fault of ours, the one thing not told in one line, is a failure too.
   """
   # Orbax logs at length what it then raises, and we tell in one line; and its
   # event loop each array that the same full disk refused.
@@ -45,10 +48,26 @@ def run(main: Callable[[], None]) -> int:
     # What is still buffered goes nowhere.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
-  except OSError as error:
-    if error.errno in _DISK_FAULTS:
+  except Exception as error:  # pylint: disable=broad-except
+    if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
       return _fail(f'{error.filename or "output"}: {error.strerror}', 1)
-    raise
+    traceback.print_exc()
+    return 1
+
+
+def leave_at_once_if_failed() -> None:
+  """From now on `leave` lets no `atexit` of a library wait for other processes."""
+  global _at_once
+  _at_once = True
+
+
+def leave(code: int) -> None:
+  """Ends the process with `code`."""
+  if code and _at_once:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # pylint: disable=protected-access
+  sys.exit(code)
 
 
 def _stop(signum, frame):

@@ -8,8 +8,19 @@ import time
 import tqdm
 
 
+_silent = False
+
+
+def silence() -> None:
+  """Leaves talking to another process: no lines but warnings, no bar."""
+  global _silent
+  _silent = True
+
+
 def say(line: str) -> None:
   """Prints a line, above the bar where there is one."""
+  if _silent:
+    return
   tqdm.tqdm.write(line, file=sys.stdout)
   sys.stdout.flush()
 
@@ -54,7 +65,7 @@ class Pace:
         unit='img',
         unit_scale=True,
         dynamic_ncols=True,
-        disable=not sys.stderr.isatty(),
+        disable=_silent or not sys.stderr.isatty(),
     )
 
   def start(self) -> None:

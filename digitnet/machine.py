@@ -7,7 +7,7 @@ import jax
 
 
 def devices() -> dict[str, Any]:
-  """The devices of this process: platform, kind and count."""
+  """The devices of all processes: platform, kind and count."""
   return {
       'platform': jax.default_backend(),
       'kind': jax.devices()[0].device_kind,
@@ -19,6 +19,7 @@ def shape() -> dict[str, Any]:
   """All that sums may be rounded otherwise for, on another machine."""
   return {
       **devices(),
+      'processes': jax.process_count(),
       # XLA cuts its work on CPU by the cores that it may use.
       'cores': len(os.sched_getaffinity(0))
       if hasattr(os, 'sched_getaffinity')

@@ -38,10 +38,15 @@ def replicate(tree):
 
 
 def shard(tree):
-  """Splits the leading axis of host arrays: [N, ...] to [devices, N / devices, ...]."""
-  num_devices = jax.local_device_count()
+  """Splits the leading axis of host arrays: [N, ...] to [devices, N / devices, ...].
+
+  Every process has the whole batch, and gets the part of its local devices.
+  """
+  first = jax.process_index() * jax.local_device_count()
+  mine = slice(first, first + jax.local_device_count())
   return jax.tree.map(
-      lambda x: np.reshape(x, (num_devices, -1, *np.shape(x)[1:])), tree
+      lambda x: np.reshape(x, (jax.device_count(), -1, *np.shape(x)[1:]))[mine],
+      tree,
   )
 
 

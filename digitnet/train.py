@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import json
+import signal
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 
 from digitnet import augment
+from digitnet import cluster
 from digitnet import config as config_lib
 from digitnet import machine
 from digitnet import model as model_lib
@@ -68,8 +70,8 @@ def train_and_evaluate(
   config_lib.validate(config)
   config_lib.check_devices(config, jax.device_count())
   run = Workdir(workdir)
-  with run.claimed(config, allow_changes):
-    results = run.load_results()
+  with cluster.together(), cluster.on_main(run.claimed, config, allow_changes):
+    results = cluster.from_main(run.load_results() if cluster.is_main() else None)
     if results is not None:
       say(f'{run.path}: this run is finished')
     else:
@@ -85,7 +87,9 @@ def _train_and_evaluate(config, run):
   say(model_lib.format_table(model_lib.layer_table(model)))
   plan = Plan.make(config, len(dataset.train))
   eval_step = parallel.pmap(steps.make_eval_step(model))
-  with Checkpoints(run.checkpoints, config.keep_checkpoints) as checkpoints:
+  with cluster.on_main(
+      Checkpoints, run.checkpoints, config.keep_checkpoints
+  ) as checkpoints:
     progress = train(
         config, plan, dataset, model, eval_step, run, checkpoints
     )
@@ -99,6 +103,7 @@ def _train_and_evaluate(config, run):
           f' has been damaged ({fault}); the same command takes the best of the'
           ' others'
       ) from None
+    params = cluster.arrays_from_main(params, model_lib.abstract_params(model))
     digests = checkpoints.digests(plan.last_step)
 
   # The network that is best on validation is scored on test, once.
@@ -108,7 +113,6 @@ def _train_and_evaluate(config, run):
       dataset.test,
       config.eval_batch_size,
   )
-  run.write_predictions(logits.argmax(axis=-1), plan.last_step)
   results = results_lib.collect(
       dataset,
       progress,
@@ -119,7 +123,9 @@ def _train_and_evaluate(config, run):
       run.config_changes,
       digests,
   )
-  run.write_results(results)
+  if cluster.is_main():
+    run.write_predictions(logits.argmax(axis=-1), plan.last_step)
+    run.write_results(results)
   return results
 
 
@@ -174,7 +180,7 @@ def train(
       donate_argnums=(0,),
   )
 
-  log = MetricsLog(run.metrics, run.tensorboard, step)
+  log = cluster.on_main(MetricsLog, run.metrics, run.tensorboard, step)
   pace = Pace(
       *(
           batches.num_images(n, len(dataset.train), config.batch_size)
@@ -192,7 +198,10 @@ def train(
       log,
       progress,
   )
-  with log, pace, signals.stop_request() as stop:
+  # Of several processes, only what all agree on may stop one.
+  alone = cluster.count() == 1
+  stopping = signals.stop_request() if alone else signals.no_request()
+  with log, pace, stopping as stop:
     while step < plan.last_step or validation.is_due(step):
       # Else a signal came in the midst of the validation of this very step.
       if not validation.is_due(step):
@@ -208,6 +217,8 @@ def train(
         step += 1
         reports.add(step, report)
         checkpoints.check()
+        if cluster.is_stopping(step):
+          stop.signum = signal.SIGTERM
         if plan.logs_at(step):
           reports.settle()
           _log_training(step, plan, reports.newest, progress, log, pace)
@@ -230,7 +241,8 @@ def train(
         if (is_save or is_stop) and step > resumed_step:
           progress.train_seconds = pace.seconds
           progress.train_images = pace.num_images
-          save(checkpoints, state, progress, log)
+          if cluster.is_main():
+            save(checkpoints, state, progress, log)
         if is_stop:
           checkpoints.wait()
           raise Stopped(
@@ -297,10 +309,15 @@ def start_or_resume(
     return steps.init_state(params, optimizer)
 
   here = machine.shape()
-  restored = checkpoints.restore_newest(jax.eval_shape(init))
-  if restored is None:
+  like = jax.eval_shape(init)
+  restored = checkpoints.restore_newest(like)
+  if not cluster.from_main(restored is not None):
     return jax.jit(init)(), Progress(dataset.fingerprint, here)
-  state, progress = restored
+  state, progress = restored or (None, None)
+  state = cluster.arrays_from_main(state, like)
+  progress = Progress.from_json(
+      cluster.from_main(progress.to_json() if progress else None)
+  )
   if progress.dataset != dataset.fingerprint:
     raise UserError(
         f'the data are not those the run began with ({progress.dataset} ->'

@@ -13,7 +13,7 @@ LAYERS = [
     {'metrics', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
     {'data.tfds_source'},
     {'data.sources'},
-    {'config', 'parallel', 'progress', 'signals', 'lock'},
+    {'config', 'parallel', 'progress', 'signals', 'lock', 'cluster'},
     {'steps', 'plan', 'workdir'},
     {'checkpoint', 'metrics_log', 'reports', 'results'},
     {'evaluate'},

@@ -37,7 +37,7 @@ def send(name):
 
 {fault}
 import main
-sys.exit(cli.run(main.main))
+cli.leave(cli.run(main.main))
 """
 
 

@@ -1,0 +1,113 @@
+"""Row 15: one process of several fails, is killed, or never comes."""
+
+import json
+import socket
+import time
+
+import pytest
+
+from digitnet.metrics_log import read_metrics
+from digitnet.workdir import Workdir
+from tests.faults.conftest import steps_in
+
+_AT_STEP_25 = """
+from digitnet.reports import Reports
+def strike():
+  {what}
+before(Reports, 'add', lambda self, step, _: step == 25 and strike())
+"""
+
+
+@pytest.fixture
+def cluster(runs):
+  """Runs a cluster of processes to its end: their results, and the seconds it took."""
+
+  def run(workdir, faults=('', ''), start=None, flags=()):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      port = free.getsockname()[1]
+    started = time.monotonic()
+    processes = [
+        runs.spawn(workdir, fault, flags=[
+            f'--coordinator=localhost:{port}', f'--num_processes={len(faults)}',
+            f'--process_id={number}', *flags,
+        ])
+        for number, fault in enumerate(faults)
+        if start is None or number in start
+    ]
+    ended = [runs.finish(process) for process in processes]
+    return ended, time.monotonic() - started
+
+  return run
+
+
+def _assert_near_unbroken(workdir, unbroken):
+  """The run is over, along the curve of one process."""
+  assert json.loads((workdir / 'results.json').read_text())['steps'] == 40
+  ours, whole = (read_metrics(Workdir(path).metrics) for path in (workdir, unbroken))
+  for a, b in zip(ours, whole, strict=True):
+    assert a['step'] == b['step'] and a['num_examples'] == b['num_examples']
+    assert a['loss'] == pytest.approx(b['loss'], rel=1e-3)
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('what, says', [
+    ("raise RuntimeError('a fault')", 'RuntimeError: a fault'),
+    ("send('SIGKILL')", ''),
+])
+def test_one_of_two_fails(cluster, unbroken, tmp_path, victim, what, says):
+  """Row 15. The others wait for the dead one for ever, or for minutes."""
+  faults = ['', '']
+  faults[victim] = _AT_STEP_25.format(what=what)
+  ended, seconds = cluster(tmp_path, faults)
+  assert seconds < 60  # of which starting and 25 steps take most
+  assert all(process.returncode for process in ended)
+  assert says in ended[victim].stderr
+  other = ended[1 - victim].stderr
+  assert 'another process' in other or 'another task died' in other, other
+  assert steps_in(tmp_path)[-1] in (16, 21)
+
+  ended, _ = cluster(tmp_path)
+  assert [process.returncode for process in ended] == [0, 0], ended
+  assert 'resuming after step' in ended[0].stdout
+  _assert_near_unbroken(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize('comes', [0, 1])
+def test_one_never_comes(cluster, tmp_path, comes):
+  """Row 15. A machine that failed to start costs the others minutes each."""
+  ended, seconds = cluster(tmp_path, start=[comes], flags=['--start_timeout=5'])
+  assert seconds < 30
+  (process,) = ended
+  assert process.returncode == 1
+  assert f'process {comes} of 2: the others did not all come' in process.stderr
+  assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_to_one_stops_all(cluster, unbroken, runs, tmp_path):
+  """Row 15. A preempted host takes the work since the last checkpoint with it."""
+  # Steps as slow as real ones: word of the signal travels meanwhile.
+  slow = """
+from digitnet.reports import Reports
+before(Reports, 'add', lambda self, step, _: step > 20 and time.sleep(0.3))
+"""
+  ended, _ = cluster(
+      tmp_path, [slow, slow + _AT_STEP_25.format(what="send('SIGTERM')")]
+  )
+  assert [process.returncode for process in ended] == [143, 143], ended
+  assert 'the same command resumes' in ended[0].stderr
+  assert steps_in(tmp_path)[-1] > 21
+  # And one process goes on with what two began.
+  process = runs.start(tmp_path)
+  assert process.returncode == 0, process.stderr
+  assert '"processes": 2' in process.stderr and 'its bits may differ' in process.stderr
+  _assert_near_unbroken(tmp_path, unbroken)
+
+
+def test_main_process_refuses_for_all(cluster, tmp_path):
+  """Row 15. A mistake that only the main process sees leaves the others waiting."""
+  (tmp_path / 'file').write_text('')
+  ended, seconds = cluster(tmp_path / 'file')
+  assert seconds < 40
+  assert ended[0].returncode == 2 and 'cannot be written to' in ended[0].stderr
+  assert ended[1].returncode
