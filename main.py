@@ -67,13 +67,12 @@ def main() -> None:
   from digitnet import cluster
   from digitnet.train import train_and_evaluate
 
-  if _COORDINATOR.value:
-    cluster.start(
-        _COORDINATOR.value,
-        _NUM_PROCESSES.value,
-        _PROCESS_ID.value,
-        _START_TIMEOUT.value,
-    )
+  cluster.start(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      _START_TIMEOUT.value,
+  )
   train_and_evaluate(
       _CONFIG.value, _WORKDIR.value or _default_workdir(), _ALLOW_CHANGES.value
   )

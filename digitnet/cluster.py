@@ -17,22 +17,40 @@ import numpy as np
 from digitnet import cli
 from digitnet import console
 from digitnet.errors import TrainingFailed
+from digitnet.errors import UserError
 
 # A process that is silent for so long is taken for dead.
 _HEARTBEAT_SECONDS = 10
 
 
 def start(
-    coordinator: str, num_processes: int, process_id: int, timeout: int
+    coordinator: str | None, num_processes: int, process_id: int, timeout: int
 ) -> None:
   """Joins the cluster; before any other JAX call.
 
   Args:
-    coordinator: HOST:PORT of process 0.
+    coordinator: HOST:PORT of process 0; None for a process alone.
     num_processes: of the whole cluster.
     process_id: this one's, from 0.
     timeout: seconds to wait for the others; then the process ends, code 1.
+
+  Raises:
+    UserError: these do not fit together.
   """
+  if coordinator is None:
+    if num_processes > 1 or process_id:
+      raise UserError(
+          f'--num_processes={num_processes} --process_id={process_id}: name the'
+          ' address of process 0 too, as --coordinator=HOST:PORT'
+      )
+    return
+  host, colon, port = coordinator.rpartition(':')
+  if not (host and colon and port.isdigit()):
+    raise UserError(f'--coordinator={coordinator}: must be HOST:PORT')
+  if process_id >= num_processes:
+    raise UserError(
+        f'--process_id={process_id}: must be below --num_processes={num_processes}'
+    )
 
   def give_up():
     console.warn(

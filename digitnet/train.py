@@ -251,6 +251,7 @@ def train(
               ' same command resumes',
           )
     checkpoints.wait()
+    stop.check()  # A signal that came since has nothing left to save.
   return progress
 
 

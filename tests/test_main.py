@@ -91,6 +91,16 @@ def test_bad_csv(run_python, tmp_path):
   _assert_one_line(process, 'train.csv, row 2, column 2 (pixel0): 300')
 
 
+@pytest.mark.parametrize('flags, says', [
+    (['--num_processes=2'], '--coordinator=HOST:PORT'),
+    (['--coordinator=here'], 'must be HOST:PORT'),
+    (['--coordinator=h:1', '--num_processes=2', '--process_id=2'], 'must be below'),
+])
+def test_half_a_cluster(run_python, tmp_path, flags, says):
+  """Each of two processes trains alone, in one workdir; or waits for nobody."""
+  _assert_one_line(run_python('main.py', f'--workdir={tmp_path / "run"}', *flags), says)
+
+
 def test_help_answers_without_loading_jax(run_python):
   """--help takes seconds, or counts as a failure."""
   code = (
