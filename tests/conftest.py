@@ -7,7 +7,8 @@ import sys
 import tempfile
 
 # Most tests compile the same small programs, many of them in processes of their
-# own: these read what an earlier one compiled. Set before JAX is imported.
+# own: these read what an earlier one compiled. Set before JAX is imported; the
+# processes that pytest-xdist starts inherit it.
 _COMPILED = tempfile.TemporaryDirectory(prefix='digitnet-tests-')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _COMPILED.name)
 os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'

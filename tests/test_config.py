@@ -164,9 +164,9 @@ def test_differences_name_what_changed():
   new.model.dense_features = (256, 10)
   new.data.dir = 'elsewhere'
   stored = json.loads(json.dumps(config_lib.flatten(old)))
-  assert config_lib.differences(stored, config_lib.flatten(new)) == [
-      'model.dense_features: [8192, 2048] -> [256, 10]'
-  ]
+  assert config_lib.differences(stored, config_lib.flatten(new)) == {
+      'model.dense_features': 'model.dense_features: [8192, 2048] -> [256, 10]'
+  }
 
 
 def test_unknown_ablation_lists_the_known():

@@ -231,7 +231,7 @@ def test_decoded_copy(tmp_path_factory, digits, data):
     np.testing.assert_array_equal(ours.labels, theirs.labels)
 
 
-@settings(fuzz, max_examples=300)
+@settings(fuzz, max_examples=200)
 @given(data=st.data())
 def test_checkpoint_files(tmp_path_factory, unbroken, data, capsys):
   """A damaged checkpoint hangs or ends the process, or is restored."""
