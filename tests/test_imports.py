@@ -76,6 +76,22 @@ def test_orbax_and_pmap_have_one_user_each():
     assert users == [owner], (what, users)
 
 
+def test_nothing_of_a_file_is_executed():
+  """A checkpoint, a data file or a cached copy from elsewhere runs its own code."""
+  folders = (ROOT / 'digitnet', ROOT / 'scripts')
+  paths = [path for folder in folders for path in folder.rglob('*.py')]
+  for path in [*paths, ROOT / 'main.py']:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        assert called not in ('eval', 'exec', 'compile', '__import__'), path
+        if called.endswith(('np.load', 'numpy.load')):
+          assert 'allow_pickle=False' in ast.unparse(node), path
+      elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        names = {alias.name for alias in node.names} | {getattr(node, 'module', None)}
+        assert not names & {'pickle', 'marshal', 'shelve', 'dill', 'joblib'}, path
+
+
 def test_every_test_file_is_named_after_what_it_tests():
   """A module without tests, or tests that nobody finds."""
   tests = {path.stem.removeprefix('test_') for path in (ROOT / 'tests').glob('test_*.py')}
