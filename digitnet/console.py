@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import os
 import sys
 import time
 
@@ -29,6 +30,16 @@ def warn(line: str) -> None:
   """Prints a line that must not be missed, nor mixed with results: on stderr."""
   tqdm.tqdm.write(f'digitnet: {line}', file=sys.stderr)
   sys.stderr.flush()
+
+
+def _shows_bar():
+  if not sys.stderr.isatty():
+    return False
+  try:
+    # Some containers' terminals say that they have no width: tqdm shows nothing.
+    return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+  except OSError:
+    return True
 
 
 class Pace:
@@ -65,7 +76,7 @@ class Pace:
         unit='img',
         unit_scale=True,
         dynamic_ncols=True,
-        disable=_silent or not sys.stderr.isatty(),
+        disable=_silent or not _shows_bar(),
     )
 
   def start(self) -> None:

@@ -63,3 +63,20 @@ def test_terminal_shows_a_bar_with_rate_and_time_left(monkeypatch):
     pace.show('step 1/2', SUMMARY)
   shown = terminal.getvalue()
   assert '50%' in shown and 'img/s' in shown and 'accuracy 75.00%' in shown
+
+
+@pytest.mark.parametrize('columns, lines', [(0, 1), (80, 0)])
+def test_terminal_without_width_gets_lines(monkeypatch, capsys, columns, lines):
+  """A container's terminal shows neither bar nor lines for an hour."""
+  import os
+  import pty
+
+  leader, follower = pty.openpty()
+  size = os.terminal_size((columns, 24))
+  monkeypatch.setattr(console.os, 'get_terminal_size', lambda fd: size)
+  with os.fdopen(follower, 'w') as terminal:
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    with console.Pace(total_images=256, done_images=0) as pace:
+      pace.show('step 1/2', SUMMARY)
+  os.close(leader)
+  assert capsys.readouterr().out.count('step 1/2') == lines
