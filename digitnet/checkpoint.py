@@ -102,8 +102,14 @@ class Checkpoints:
     self._names = _ReadableSteps()
     self._policy = _NewestAndBest(num_newest)
     if not read_only:
-      folder.mkdir(parents=True, exist_ok=True)
-      for path in self._remove_unfinished():
+      try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self._remove_unfinished()
+      except OSError as error:
+        raise UserError(
+            f'{error.filename or folder}: cannot be used ({error.strerror})'
+        ) from None
+      for path in unfinished:
         step = path.name.partition('.')[0]
         warn(f'removed {path}: the save of step {step} was never finished')
     here = jax.process_index()
@@ -148,17 +154,17 @@ class Checkpoints:
     self.wait()
     self._policy.best_step = progress.best_step
     step = int(state.step)
-    fields = progress.to_json()
     record = {
         'format': FORMAT,
-        'progress': fields,
+        'step': step,
+        'progress': progress.to_json(),
         'digests': {
             'params': digest.of_arrays(state.params),
             'optimizer': digest.of_arrays(state.opt_state),
-            # Over the format too, so that a newer one is told from a damaged one.
-            'progress': digest.of_json([FORMAT, fields]),
         },
     }
+    # Over the format too, so that a newer one is told from a damaged one.
+    record['digest'] = digest.of_json(record)
     self._saving = step
     if jax.process_count() > 1:
       # Orbax saves no jax.Array that other processes have no part of.
@@ -298,11 +304,13 @@ class Checkpoints:
       )['progress']
       if 'format' not in saved and 'dataset' in saved:
         return {'format': 0, 'progress': saved, 'digests': {}}
-      written_by = saved['format']
-      content = digest.of_json([written_by, saved['progress']])
-      if content != saved['digests']['progress']:
+      wanted = saved.pop('digest')
+      if digest.of_json(saved) != wanted:
         raise Damaged('progress: not what was saved (its digest differs)')
+      written_by = saved['format']
       if written_by <= FORMAT:
+        if saved['step'] != step:
+          raise Damaged(f'progress: saved as step {saved["step"]}')
         return saved
     raise UserError(
         f'{self._folder / str(step)}: written by a newer digitnet (checkpoint'

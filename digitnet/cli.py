@@ -1,6 +1,7 @@
 """How every program here ends: one clear line, and the right exit code."""
 
 from collections.abc import Callable
+import contextlib
 import errno
 import logging
 import os
@@ -63,9 +64,13 @@ def leave_at_once_if_failed() -> None:
 
 def leave(code: int) -> None:
   """Ends the process with `code`."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except OSError:
+      # Full, or read by nobody: that must not hide the code.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
   if code and _at_once:
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)  # pylint: disable=protected-access
   sys.exit(code)
 
@@ -77,5 +82,6 @@ def _stop(signum, frame):
 
 def _fail(message, code):
   text = ' '.join(str(message).split())
-  print(f'digitnet: {text}', file=sys.stderr)
+  with contextlib.suppress(OSError):  # Where nobody reads it, the code tells.
+    print(f'digitnet: {text}', file=sys.stderr)
   return code

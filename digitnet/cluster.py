@@ -64,13 +64,18 @@ def start(
   patience = threading.Timer(timeout, give_up)
   patience.daemon = True
   patience.start()
-  jax.distributed.initialize(
-      coordinator,
-      num_processes,
-      process_id,
-      initialization_timeout=timeout + 60,
-      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-  )
+  try:
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        initialization_timeout=timeout + 60,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+  except RuntimeError as error:  # The port is taken, for one.
+    raise TrainingFailed(
+        f'process {process_id} cannot join {coordinator} ({_first_line(error)})'
+    ) from None
   patience.cancel()
   # JAX' own end waits for the others for minutes.
   cli.leave_at_once_if_failed()

@@ -12,8 +12,10 @@ class TrainingFailed(Exception):
   """Training cannot go on, through nobody's typing: one line, exit code 1."""
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
   """A signal asked to stop; what was to be saved has been saved.
+
+  Like KeyboardInterrupt no `Exception`, which much code takes for a fault.
 
   Attributes:
     signum: the signal's number; the process exits with 128 + signum.

@@ -22,15 +22,14 @@ def hold(path: epath.Path):
     UserError: another process holds it; its host and number are named.
   """
   file = _open_locked(path)
-  before = _read(file)
-  if before:
-    warn(f'{path}: taken over from {before}, which ended without a word')
-  file.truncate(0)
-  file.write(
-      json.dumps({'host': socket.gethostname(), 'pid': os.getpid()}).encode()
-  )
-  file.flush()
   try:
+    before = _read(file)
+    if before:
+      warn(f'{path}: taken over from {before}, which ended without a word')
+    file.truncate(0)
+    file.write(
+        json.dumps({'host': socket.gethostname(), 'pid': os.getpid()}).encode()
+    )
     yield
   finally:
     # Removed before it is released: who opened it meanwhile will see that.
@@ -41,7 +40,7 @@ def hold(path: epath.Path):
 
 def _open_locked(path):
   while True:
-    file = open(path, 'a+b')
+    file = open(path, 'a+b', buffering=0)
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

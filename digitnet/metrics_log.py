@@ -24,19 +24,38 @@ from digitnet.workdir import writing
 class MetricsLog:
   """Appends lines; each names its `step` and its `split`."""
 
-  def __init__(self, path: epath.Path, tensorboard: epath.Path, step: int):
+  def __init__(
+      self,
+      path: epath.Path,
+      tensorboard: epath.Path,
+      step: int,
+      is_validated: bool = True,
+  ):
     """Keeps the lines up to `step`, from which the run goes on.
 
     Args:
       path: of metrics.jsonl; need not exist.
       tensorboard: folder of the event files; what it holds is made anew.
       step: updates done.
+      is_validated: whether the validation of `step` is done with; else it is
+        done again, and its line with it.
 
     Raises:
       UserError: metrics.jsonl holds something else.
     """
     lines = read_metrics(path) if path.exists() else []
-    lines = [line for line in lines if line['step'] <= step]
+    if not step and lines:
+      warn(
+          f'no checkpoint, though {path} reaches step {lines[-1]["step"]}: starting'
+          ' again from step 0'
+      )
+    lines = [
+        line
+        for line in lines
+        if line['step'] < step
+        or line['step'] == step
+        and (is_validated or line['split'] != 'validation')
+    ]
     self._path = path
     with writing(path, step):
       write_atomically(path, ''.join(map(_encode, lines)))
@@ -54,9 +73,14 @@ class MetricsLog:
       self._file.flush()
     self._curves.add(line, lambda: read_metrics(self._path))
 
-  def sync(self) -> None:
-    """Brings every line to the disk itself, before a checkpoint counts on it."""
-    os.fsync(self._file.fileno())
+  def sync(self, step: int) -> None:
+    """Brings every line to the disk, before a checkpoint counts on it.
+
+    Raises:
+      TrainingFailed: the disk is full.
+    """
+    with writing(self._path, step):
+      os.fsync(self._file.fileno())
 
   def __enter__(self):
     return self
@@ -76,33 +100,32 @@ class _Curves:
     self._folder = folder
     self._writer = None
     self._failed = False
-    self._make(lines)
+    self._guarded(lambda: self._make(lines))
 
   def add(self, line, all_lines):
     """Shows a line; makes the folder again, from all lines, if it is gone."""
     if self._failed:
       return
-    if not self._folder.exists():
-      warn(f'{self._folder} has been deleted; making it again')
-      self._make(all_lines())
-    else:
+    if self._folder.exists():
       self._guarded(lambda: self._show([line]))
+    else:
+      warn(f'{self._folder} has been deleted; making it again')
+      self._guarded(lambda: self._make(all_lines()))
 
   def close(self):
     if self._writer is not None:
       self._guarded(self._writer.close)
 
   def _make(self, lines):
-    def make():
-      if self._folder.exists():
-        self._folder.rmtree()
-      self._folder.mkdir(parents=True)
-      # Not tensorboardX' SummaryWriter: its thread dies of a full disk, and then
-      # its queue blocks.
-      self._writer = event_file_writer.EventsWriter(str(self._folder / 'events'))
-      self._show(lines)
-
-    self._guarded(make)
+    if self._folder.exists():
+      self._folder.rmtree()
+    self._folder.mkdir(parents=True)
+    if self._writer is not None:
+      self._writer.close()
+    # Not tensorboardX' SummaryWriter: its thread dies of a full disk, and then
+    # its queue blocks.
+    self._writer = event_file_writer.EventsWriter(str(self._folder / 'events'))
+    self._show(lines)
 
   def _show(self, lines):
     for line in lines:
@@ -121,7 +144,9 @@ class _Curves:
     try:
       act()
     # What metrics.jsonl holds after someone edited it may be no scalar.
-    except (OSError, ValueError, TypeError, OverflowError) as error:
+    except (
+        OSError, ValueError, TypeError, OverflowError, UserError
+    ) as error:
       self._failed = True
       warn(
           f'{self._folder}: no more TensorBoard curves in this start'
@@ -149,6 +174,8 @@ def read_metrics(path: epath.Path) -> list[dict]:
       lines.append(line)
   except UnicodeDecodeError:
     raise UserError(f'{path}: not a text file; move it away') from None
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({error.strerror})') from None
   except (ValueError, KeyError, TypeError, RecursionError):
     raise UserError(
         f'{path}, line {number}: not a line of metrics; mend or remove it'

@@ -77,6 +77,7 @@ def _act(handler, signum, frame):
 
 
 def _leave(signum):
-  warn('a second signal: leaving at once; a save under way is lost')
+  with contextlib.suppress(OSError):
+    warn('a second signal: leaving at once; a save under way is lost')
   # Past every `finally`: one of them would wait for that save.
   os._exit(128 + signum)  # pylint: disable=protected-access

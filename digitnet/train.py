@@ -71,7 +71,8 @@ def train_and_evaluate(
   config_lib.check_devices(config, jax.device_count())
   run = Workdir(workdir)
   with cluster.together(), cluster.on_main(run.claimed, config, allow_changes):
-    results = cluster.from_main(run.load_results() if cluster.is_main() else None)
+    is_finished = cluster.is_main() and not run.new_changes
+    results = cluster.from_main(run.load_results() if is_finished else None)
     if results is not None:
       say(f'{run.path}: this run is finished')
     else:
@@ -97,14 +98,13 @@ def _train_and_evaluate(config, run):
       params = checkpoints.restore_params(
           progress.best_step, model_lib.abstract_params(model)
       )
+      digests = checkpoints.digests(plan.last_step)
     except Damaged as fault:
       raise TrainingFailed(
-          f'step {progress.best_step:,}: the checkpoint, the best on validation,'
-          f' has been damaged ({fault}); the same command takes the best of the'
-          ' others'
+          f'{run.checkpoints}: what was saved in this run has been damaged'
+          f' ({fault}); the same command goes on from what is good'
       ) from None
     params = cluster.arrays_from_main(params, model_lib.abstract_params(model))
-    digests = checkpoints.digests(plan.last_step)
 
   # The network that is best on validation is scored on test, once.
   test_metrics, logits = evaluate(
@@ -161,6 +161,8 @@ def train(
         f'config.duration={config.duration!r}: is {plan.last_step:,} steps, and'
         f' {run.path} is at step {step:,} already; name a longer one'
     )
+  if cluster.is_main():
+    run.adopt_changes(config)
   say(
       f'{jax.device_count()} x {jax.devices()[0].device_kind};'
       f' {plan.last_step:,} steps of {config.batch_size} images,'
@@ -180,7 +182,13 @@ def train(
       donate_argnums=(0,),
   )
 
-  log = cluster.on_main(MetricsLog, run.metrics, run.tensorboard, step)
+  log = cluster.on_main(
+      MetricsLog,
+      run.metrics,
+      run.tensorboard,
+      step,
+      is_validated=progress.has_evaluated(step),
+  )
   pace = Pace(
       *(
           batches.num_images(n, len(dataset.train), config.batch_size)
@@ -287,7 +295,7 @@ def save(
   # The losses checked so far are of before this step's update.
   norm = optax.global_norm(saved.params)
   check_finite(int(saved.step), {'norm of the parameters': norm})
-  log.sync()
+  log.sync(int(saved.step))
   checkpoints.save(saved, progress)
 
 

@@ -20,7 +20,8 @@ from digitnet.errors import UserError
 
 def write_atomically(path: epath.Path, text: str) -> None:
   """Replaces a file by a new one; a reader sees the old or the new, never half."""
-  temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
+  # One name for all: a workdir has one writer, who overwrites what a kill left.
+  temporary = path.parent / f'{path.name}.tmp'
   try:
     with temporary.open('w') as file:
       file.write(text)
@@ -28,7 +29,7 @@ def write_atomically(path: epath.Path, text: str) -> None:
       # Or else the name may reach the disk before the content.
       os.fsync(file.fileno())
     temporary.replace(path)
-  except OSError:
+  except BaseException:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
     raise
@@ -50,7 +51,8 @@ class Workdir:
   """The paths of a run, and the files that are not arrays.
 
   Attributes:
-    path: the folder itself; the attributes below are inside it.
+    path: the folder itself; the other paths are inside it.
+    new_changes: of the config, since the start before; see `adopt_changes`.
   """
 
   def __init__(self, path: str):
@@ -66,6 +68,7 @@ class Workdir:
     self.tensorboard = self.path / 'tensorboard'
     self._changes = self.path / 'config_changes.json'
     self._lock = self.path / 'lock'
+    self.new_changes: list[str] = []
 
   @contextlib.contextmanager
   def claimed(
@@ -87,10 +90,13 @@ class Workdir:
     with contextlib.ExitStack() as stack:
       try:
         self.path.mkdir(parents=True, exist_ok=True)
-        changes = self._find_changes(config, allow_changes)
-        if changes or not self.results.exists():
+        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+          raise NotADirectoryError(0, f'{self.checkpoints.name} is a file')
+        self.new_changes = self._find_changes(config, allow_changes)
+        if self.new_changes or not self.results.exists():
           stack.enter_context(lock.hold(self._lock))
-          self._adopt(config, changes)
+        if not self.new_changes and not self.results.exists():
+          self._write_config(config)
       except OSError as error:
         reason = error.strerror or error
         raise UserError(
@@ -126,12 +132,20 @@ class Workdir:
       )
     return list(changes.values())
 
-  def _adopt(self, config, changes):
-    if changes:
-      warn(f'the config changes in mid-run: {"; ".join(changes)}')
-      history = json.dumps(self.config_changes + [changes], indent=2)
-      write_atomically(self._changes, history + '\n')
-      self.results.unlink(missing_ok=True)
+  def adopt_changes(self, config: ml_collections.ConfigDict) -> None:
+    """Makes the changed config the run's own, once it is sure that it goes on."""
+    if not self.new_changes:
+      return
+    warn(f'the config changes in mid-run: {"; ".join(self.new_changes)}')
+    history = self.config_changes
+    # A kill before the last line here brings the same changes again.
+    if history[-1:] != [self.new_changes]:
+      history.append(self.new_changes)
+    write_atomically(self._changes, json.dumps(history, indent=2) + '\n')
+    self.results.unlink(missing_ok=True)
+    self._write_config(config)
+
+  def _write_config(self, config):
     text = json.dumps(_plain(config), indent=2)
     write_atomically(self.config, text + '\n')
 

@@ -16,6 +16,7 @@ import concurrent.futures
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,17 +74,21 @@ class Soak:
       process.kill()
       return process.wait()
 
-  def round(self, name: str, moments: list[float]) -> list[str]:
-    """Kills a run at these moments, in seconds; how its end differs."""
+  def round(self, name: str, moments: list[float]) -> tuple[int, list[str]]:
+    """Kills a run at these moments, in seconds, and lets it end.
+
+    Returns:
+      How many kills came before a start had ended by itself, and how the end of
+      the run differs.
+    """
     from digitnet import compare
     from digitnet.workdir import Workdir
 
-    for moment in moments:
-      self.run(name, kill_after=moment)
-    code = self.run(name)
-    if code:
-      return [f'exit code {code}']
-    return compare.differences(
+    codes = [self.run(name, kill_after=moment) for moment in moments]
+    codes.append(self.run(name))
+    num_kills = codes.count(-signal.SIGKILL)
+    failed = [f'exit code {code}' for code in codes if code not in (0, -signal.SIGKILL)]
+    return num_kills, failed or compare.differences(
         Workdir(self._folder / 'unbroken'), Workdir(self._folder / name)
     )
 
@@ -105,9 +110,12 @@ def main() -> None:
   args = parser.parse_args()
   # After the arguments: it imports JAX, which takes a second.
   from digitnet.errors import TrainingFailed
+  from digitnet.errors import UserError
 
   folder = pathlib.Path(args.folder or tempfile.mkdtemp(prefix='digitnet-soak-'))
   folder.mkdir(parents=True, exist_ok=True)
+  if any(folder.iterdir()):
+    raise UserError(f'--folder={folder}: must be empty')
   soak = Soak(folder, args.flags or [f'--config.{k}={v}' for k, v in _SMALL.items()])
   soak.run('compiling')
   started = time.monotonic()
@@ -118,21 +126,29 @@ def main() -> None:
 
   def one_round(number):
     rng = random.Random(f'{args.seed} {number}')
-    kills = rng.randint(1, args.kills)
-    moments = [round(rng.uniform(0, seconds), 2) for _ in range(kills)]
-    return moments, soak.round(f'round{number}', moments)
+    # The first surely comes before the end; a later one perhaps after it, since
+    # a resumed run is shorter.
+    moments = [rng.uniform(0, 0.9 * seconds)]
+    moments += [
+        rng.uniform(0, seconds) for _ in range(rng.randrange(args.kills))
+    ]
+    moments = [round(moment, 2) for moment in moments]
+    return moments, *soak.round(f'round{number}', moments)
 
-  num_equal = 0
+  num_equal = total_kills = 0
   with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
     rounds = pool.map(one_round, range(1, args.rounds + 1))
-    for number, (moments, found) in enumerate(rounds, start=1):
+    for number, (moments, num_kills, found) in enumerate(rounds, start=1):
+      if not num_kills:
+        found = ['it was over before the kill', *found]
       num_equal += not found
+      total_kills += num_kills
       print(
-          f'round {number}: killed after {moments} s:'
+          f'round {number}: {num_kills} kills, for {moments} s:'
           f' {"; ".join(found[:3]) or "bit-equal"}',
           flush=True,
       )
-  print(f'{num_equal} of {args.rounds} bit-equal')
+  print(f'{num_equal} of {args.rounds} bit-equal, {total_kills} kills')
   if num_equal < args.rounds:
     raise TrainingFailed(f'some rounds ended otherwise; see {folder}')
 

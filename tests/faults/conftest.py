@@ -33,6 +33,7 @@ def before(owner, name, act):
   setattr(owner, name, call)
 
 def send(name):
+  print('sent at', time.time(), flush=True)
   os.kill(os.getpid(), getattr(signal, name))
 
 {fault}

@@ -62,10 +62,14 @@ def test_changed_config_is_refused_or_allowed(killed, runs):
   )
   assert longer.returncode == 0, longer.stderr
   assert json.loads((killed / 'results.json').read_text())['steps'] == 34
+  before = [(killed / name).read_bytes() for name in ('config.json', 'results.json')]
   shorter = runs.start(
       killed, overrides={**overrides, 'duration': '3 steps'}, flags=['--allow_changes']
   )
   assert shorter.returncode == 2 and 'at step 34 already' in _last_line(shorter)
+  assert before == [
+      (killed / name).read_bytes() for name in ('config.json', 'results.json')
+  ]
 
 
 def test_changed_data_are_refused(killed, runs):
@@ -103,15 +107,20 @@ def test_finished_run_prints_its_result(unbroken, runs):
 
 def test_two_runs_in_one_workdir(runs, tmp_path, assert_ends_as_unbroken):
   """Row 12. Two processes write over each other; or a dead one locks for ever."""
-  wait = """
+  asleep = tmp_path.parent / f'{tmp_path.name}-asleep'
+  wait = f"""
 from digitnet.reports import Reports
-before(Reports, 'add', lambda self, step, _: step == 11 and time.sleep(100))
+def rest():
+  time.sleep(1)  # for the save under way
+  pathlib.Path({str(asleep)!r}).touch()
+  time.sleep(100)
+before(Reports, 'add', lambda self, step, _: step == 11 and rest())
 """
   first = runs.spawn(tmp_path, wait)
   try:
     lock = tmp_path / 'lock'
     deadline = time.monotonic() + 60
-    while not (steps_in(tmp_path) if (tmp_path / 'checkpoints').is_dir() else []):
+    while not asleep.exists():
       assert time.monotonic() < deadline
       time.sleep(0.05)
     before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
@@ -156,10 +165,14 @@ parallel.to_host = to_host
   assert_ends_as_unbroken(tmp_path)
 
 
-@pytest.mark.parametrize('workdir', ['file', 'file/below', '/proc/run', '/dev/full'])
+@pytest.mark.parametrize(
+    'workdir', ['file', 'file/below', '/proc/run', '/dev/full', 'odd']
+)
 def test_workdir_that_cannot_be(runs, tmp_path, workdir):
   """Row 14. An hour of training is lost because nothing could be written."""
   (tmp_path / 'file').write_text('mine')
+  (tmp_path / 'odd').mkdir()
+  (tmp_path / 'odd/checkpoints').write_text('mine')
   process = runs.start(tmp_path / workdir)
   assert process.returncode == 2
   assert 'cannot be written to' in _last_line(process)
