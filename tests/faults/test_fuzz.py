@@ -36,8 +36,9 @@ from digitnet.metrics_log import read_metrics
 from digitnet.workdir import Workdir
 from tests.faults.test_damage import like
 
-# Orbax logs each of its errors, hundreds of them, before it raises it.
-logging.getLogger('absl').setLevel(logging.CRITICAL)
+# Orbax and its event loop log each error, hundreds of them, before it is raised.
+for name in ('absl', 'asyncio'):
+  logging.getLogger(name).setLevel(logging.CRITICAL)
 
 # The same cases on every machine and every day.
 fuzz = settings(
