@@ -96,7 +96,6 @@ class Checkpoints:
       read_only: leaves the folder as it is, for readers beside a running run.
     """
     self._folder = folder
-    self._read_only = read_only
     self._saving: int | None = None
     self._failed = False
     self._names = _ReadableSteps()
@@ -185,7 +184,7 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises TrainingFailed if a save has failed since; waits for nothing."""
-    if not self._manager.is_saving_in_progress():
+    if self._saving is not None and not self._manager.is_saving_in_progress():
       self.wait()
 
   def wait(self) -> None:

@@ -62,12 +62,6 @@ def stop_request():
       signal.signal(signum, handler)
 
 
-@contextlib.contextmanager
-def no_request():
-  """A `StopRequest` that only its owner sets."""
-  yield StopRequest()
-
-
 def _act(handler, signum, frame):
   if callable(handler):
     handler(signum, frame)

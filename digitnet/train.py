@@ -1,6 +1,7 @@
 """Training, from config to results: `train_and_evaluate(config, workdir)`."""
 
 from collections.abc import Callable
+import contextlib
 import json
 import signal
 from typing import Any
@@ -207,8 +208,10 @@ def train(
       progress,
   )
   # Of several processes, only what all agree on may stop one.
-  alone = cluster.count() == 1
-  stopping = signals.stop_request() if alone else signals.no_request()
+  if cluster.count() == 1:
+    stopping = signals.stop_request()
+  else:
+    stopping = contextlib.nullcontext(signals.StopRequest())
   with log, pace, stopping as stop:
     while step < plan.last_step or validation.is_due(step):
       # Else a signal came in the midst of the validation of this very step.

@@ -49,6 +49,21 @@ def tiny_config():
   return build
 
 
+@pytest.fixture(scope='session')
+def train_tiny(tmp_path_factory):
+  """Trains the small network for a duration in a new folder; returns the folder."""
+  from digitnet import train
+
+  def run(duration):
+    config = default.get_config()
+    config.update_from_flattened_dict({**TINY, 'duration': duration})
+    workdir = tmp_path_factory.mktemp('trained') / 'run'
+    train.train_and_evaluate(config, str(workdir))
+    return workdir
+
+  return run
+
+
 @pytest.fixture
 def tiny_flags():
   """The same as flags of main.py."""

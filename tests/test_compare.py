@@ -6,21 +6,13 @@ import shutil
 import pytest
 
 from digitnet import compare
-from digitnet import train
 from digitnet.errors import UserError
 from digitnet.workdir import Workdir
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  from configs import default
-  from tests.conftest import TINY
-
-  config = default.get_config()
-  config.update_from_flattened_dict({**TINY, 'duration': '2 steps'})
-  workdir = tmp_path_factory.mktemp('compare') / 'run'
-  train.train_and_evaluate(config, str(workdir))
-  return workdir
+def finished(train_tiny):
+  return train_tiny('2 steps')
 
 
 def _edit_json(path, *names, value):

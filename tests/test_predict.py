@@ -9,22 +9,14 @@ import numpy as np
 import pytest
 
 from digitnet import predict
-from digitnet import train
 from digitnet.errors import UserError
 from tests.test_idx import _encode
 from tests.test_kaggle import write_csv
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  from tests.conftest import TINY
-  from configs import default
-
-  config = default.get_config()
-  config.update_from_flattened_dict({**TINY, 'duration': '4 steps'})
-  path = tmp_path_factory.mktemp('predict') / 'run'
-  train.train_and_evaluate(config, str(path))
-  return path
+def workdir(train_tiny):
+  return train_tiny('4 steps')
 
 
 @pytest.fixture

@@ -96,15 +96,8 @@ def test_script_commands(run_python, folder, trained, tiny_flags, command):
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-  from configs import default
-  from digitnet import train
-
-  config = default.get_config()
-  config.update_from_flattened_dict({**TINY, 'duration': '1 steps'})
-  path = tmp_path_factory.mktemp('trained') / 'run'
-  train.train_and_evaluate(config, str(path))
-  return path
+def trained(train_tiny):
+  return train_tiny('1 steps')
 
 
 def test_readme_names_what_is_there():
