@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from digitnet import ops
+from digitnet import rng
 
 IMAGE_SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
@@ -70,13 +71,10 @@ class Dropout(nn.Module):
     if keys is None or not self.rate:
       return x
 
-    def keep_mask(key):
-      key = jax.random.fold_in(key, self.stream)
-      # 16 random bits place the rate to 1/65,536 at half the cost of 32.
-      bits = jax.random.bits(key, x.shape[1:], jnp.uint16)
-      return bits >= round(self.rate * 2**16)
-
-    kept = jax.vmap(keep_mask)(keys)
+    dropped_below = jnp.uint32(self.rate * 2**32)
+    kept = rng.bits(keys, self.stream, x.shape[1:]) >= dropped_below
+    # Drawn once: XLA would rather draw them again in the backward pass.
+    kept = jax.lax.optimization_barrier(kept)
     scale = 1 / (1 - self.rate)
     return jnp.where(kept, x * jnp.asarray(scale, x.dtype), 0)
 

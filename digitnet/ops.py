@@ -8,6 +8,7 @@ is made when the program is lowered, so one exported program holds both.
 """
 
 import functools
+import math
 
 import jax
 from jax import lax
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
-# Pixels that one matrix product of the kernel gradient covers, so that its
-# operands stay in cache: two images of 28x28, eight of 14x14. Measured best
-# among 1, 2, 4, 8 and 16 images on 2 cores.
-_PIXELS_A_CHUNK = 1568
+# Pixels that one step of the kernel gradient covers, so that its operands stay in
+# cache, and the products it makes of them. Measured best on 2 cores among 4 to 32
+# images and 1 to 32 products; see scripts/README.md.
+_PIXELS_A_CHUNK = 6272
+_PARTS = 2
 
 
 @jax.custom_vjp
@@ -47,7 +49,7 @@ def _conv2d_backward(residuals, grads):
   kernel_grads = lax.platform_dependent(
       images,
       grads,
-      cpu=functools.partial(_kernel_grads_by_rows, size=size),
+      cpu=functools.partial(_kernel_grads_by_product, size=size),
       default=functools.partial(_kernel_grads_by_convolution, size=size),
   )
   return _image_grads(kernel, grads), kernel_grads
@@ -83,58 +85,55 @@ def _kernel_grads_by_convolution(images, grads, size):
   return transpose(grads)[0]
 
 
-def _kernel_grads_by_rows(images, grads, size):
-  """[K_h, K_w, C_in, C_out]: K_h matrix products over a few images at a time.
+def _kernel_grads_by_product(images, grads, size):
+  """[K_h, K_w, C_in, C_out]: one matrix product over a few images at a time.
 
-  The rows of a few padded images are laid end to end, with the K_w horizontal
-  shifts side by side as channels. A vertical shift by one is then an offset of
-  one row length, so each product reads a contiguous piece of memory. The rows
-  that padding added meet zero gradients and count for nothing.
+  The horizontal shifts lie side by side as channels of the images, the vertical
+  ones as channels of the gradients. The product of the two, summed over pixels,
+  then holds every pair of shifts with no operation to spare, and its sides of
+  K_w * C_in and K_h * C_out are long enough for a matrix product to run at full
+  speed, which those of the channels alone are not.
   """
   num, height, width, channels_in = images.shape
   channels_out = grads.shape[-1]
   k_h, k_w = size
   chunk = min(num, max(1, _PIXELS_A_CHUNK // (height * width)))
+  parts = math.gcd(chunk, _PARTS)
   missing = -num % chunk
   if missing:
     images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
     grads = jnp.pad(grads, ((0, missing), (0, 0), (0, 0), (0, 0)))
-  rows = chunk * (height + k_h - 1) * width
 
-  def add_chunk(total, pair):
-    some_images, some_grads = pair
-    padded = jnp.pad(
-        some_images, ((0, 0), _padding(k_h), _padding(k_w), (0, 0))
+  def add_chunk(i, total):
+    some_images, some_grads = (
+        lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (images, grads)
     )
-    shifted = jnp.concatenate(
-        [padded[:, :, j : j + width] for j in range(k_w)], axis=-1
-    ).reshape(rows, k_w * channels_in)
-    flat_grads = jnp.pad(
-        some_grads, ((0, 0), (0, k_h - 1), (0, 0), (0, 0))
-    ).reshape(rows, channels_out)
-    length = rows - (k_h - 1) * width
-    products = [
-        lax.dot_general(
-            shifted[i * width : i * width + length],
-            flat_grads[:length],
-            (((0,), (0,)), ((), ())),
-            preferred_element_type=total.dtype,
-        )
-        for i in range(k_h)
-    ]
-    return total + jnp.stack(products), None
+    columns = jnp.pad(some_images, ((0, 0), (0, 0), _padding(k_w), (0, 0)))
+    columns = jnp.concatenate(
+        [columns[:, :, j : j + width] for j in range(k_w)], axis=-1
+    )
+    # An image shifted down meets the gradients as they are shifted up.
+    rows = jnp.pad(some_grads, ((0, 0), _padding(k_h)[::-1], (0, 0), (0, 0)))
+    rows = jnp.concatenate(
+        [rows[:, i : i + height] for i in reversed(range(k_h))], axis=-1
+    )
+    return total + lax.dot_general(
+        columns.reshape(parts, -1, k_w * channels_in),
+        rows.reshape(parts, -1, k_h * channels_out),
+        (((1,), (1,)), ((0,), (0,))),
+        preferred_element_type=total.dtype,
+    )
 
   # Sums over all images are kept in at least float32.
   total_dtype = jnp.promote_types(images.dtype, jnp.float32)
-  total, _ = lax.scan(
+  total = lax.fori_loop(
+      0,
+      (num + missing) // chunk,
       add_chunk,
-      jnp.zeros((k_h, k_w * channels_in, channels_out), total_dtype),
-      (
-          images.reshape(-1, chunk, height, width, channels_in),
-          grads.reshape(-1, chunk, height, width, channels_out),
-      ),
+      jnp.zeros((parts, k_w * channels_in, k_h * channels_out), total_dtype),
   )
-  return total.reshape(k_h, k_w, channels_in, channels_out).astype(images.dtype)
+  total = total.sum(axis=0).reshape(k_w, channels_in, k_h, channels_out)
+  return total.transpose(2, 0, 1, 3).astype(images.dtype)
 
 
 def max_pool(images: jax.Array) -> jax.Array:

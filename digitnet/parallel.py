@@ -7,6 +7,7 @@ sharded batch has the same axis, each device holding its part.
 from collections.abc import Callable
 
 import jax
+from jax import lax
 import numpy as np
 
 AXIS = 'batch'
@@ -15,6 +16,25 @@ AXIS = 'batch'
 def pmap(step: Callable, donate_argnums: tuple[int, ...] = ()) -> Callable:
   """Runs `step` on every device, with `AXIS` for its collectives."""
   return jax.pmap(step, axis_name=AXIS, donate_argnums=donate_argnums)
+
+
+def pmean(tree):
+  """The mean over devices, inside `pmap`; XLA would copy all where there is one."""
+  return tree if lax.axis_size(AXIS) == 1 else lax.pmean(tree, AXIS)
+
+
+def with_device_axis(tree):
+  """Inside `pmap`, gives arrays back the axis that it took off: [...] to [1, ...].
+
+  What then updates them without a change of shape does so in place, where XLA
+  on CPU would copy each array twice. Scalars stay as they are.
+  """
+  return jax.tree.map(lambda x: x[None] if x.ndim else x, tree)
+
+
+def without_device_axis(tree):
+  """The inverse of `with_device_axis`."""
+  return jax.tree.map(lambda x: x[0] if x.ndim else x, tree)
 
 
 def replicate(tree):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from digitnet import augment
+from digitnet import parallel
 from digitnet import rng
 from digitnet.metrics import BatchMetrics
 from digitnet.model import DigitNet
@@ -121,22 +122,40 @@ def make_train_step(
       return metrics.loss / mean_count, metrics
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-    grads = lax.pmean(grads, AXIS)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    updates = jax.tree.map(lambda update: lr_scale * update, updates)
+    grads = parallel.pmean(grads)
+    # Apart, so that the squares are summed as they are made, and not stored for
+    # Adam, which needs the same ones.
+    grad_norm = optax.global_norm(lax.optimization_barrier(grads))
+    params, opt_state = update(
+        optimizer, grads, grad_norm, state.opt_state, state.params, lr_scale
+    )
     report = StepReport(
         metrics=lax.psum(metrics, AXIS),
-        grad_norm=optax.global_norm(grads),
+        grad_norm=grad_norm,
         learning_rate=schedule(state.step) * lr_scale,
     )
-    state = TrainState(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-    )
-    return state, report
+    return TrainState(state.step + 1, params, opt_state), report
 
   return train_step
+
+
+def update(optimizer, grads, grad_norm, opt_state, params, lr_scale):
+  """One step of the optimizer, in place on donated arrays: params, opt_state.
+
+  Where the gradients are not finite, the parameters stay as they were. That also
+  tells XLA that none changes before all gradients are known, without which it
+  would first copy each, for whatever might still read it.
+  """
+  grads, opt_state, params = parallel.with_device_axis(
+      (grads, opt_state, params)
+  )
+  updates, opt_state = optimizer.update(grads, opt_state, params)
+  is_finite = jnp.isfinite(grad_norm)
+  updates = jax.tree.map(
+      lambda x: jnp.where(is_finite, lr_scale * x, 0), updates
+  )
+  params = optax.apply_updates(params, updates)
+  return parallel.without_device_axis((params, opt_state))
 
 
 def make_eval_step(model: DigitNet) -> Callable:

@@ -65,9 +65,9 @@ def test_both_kernel_gradients_agree():
   images = jnp.asarray(rng.normal(size=(6, 9, 7, 3)), jnp.float32)
   grads = jnp.asarray(rng.normal(size=(6, 9, 7, 5)), jnp.float32)
   for size in ((5, 5), (2, 4)):
-    by_rows = ops._kernel_grads_by_rows(images, grads, size)
+    by_product = ops._kernel_grads_by_product(images, grads, size)
     by_convolution = ops._kernel_grads_by_convolution(images, grads, size)
-    np.testing.assert_allclose(by_rows, by_convolution, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(by_product, by_convolution, rtol=1e-4, atol=1e-4)
 
 
 def test_conv2d_in_a_loop_and_in_bfloat16():
