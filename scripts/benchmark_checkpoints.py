@@ -20,6 +20,7 @@ import tempfile
 import time
 
 from digitnet import cli
+from digitnet import environment
 
 _ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(_ROOT))  # for configs, which are not installed
@@ -35,6 +36,7 @@ def main() -> None:
       '--steps', type=int, default=30, help='in one stretch; default: 30'
   )
   args = parser.parse_args()
+  environment.prepare()
   with tempfile.TemporaryDirectory(prefix='digitnet-') as folder:
     saves = time_saves(pathlib.Path(folder) / 'saves', args.repeats, args.steps)
     print(json.dumps(saves, indent=2), flush=True)

@@ -15,6 +15,7 @@ import json
 import sys
 
 from digitnet import cli
+from digitnet import environment
 
 
 def main() -> None:
@@ -30,6 +31,7 @@ def main() -> None:
   )
   parser.add_argument('files', nargs='*', metavar='FILES')
   args = parser.parse_args()
+  environment.prepare()
   # After the arguments: importing JAX takes a second.
   from digitnet import predict
   from digitnet.data import sources

@@ -13,6 +13,7 @@ import csv
 import sys
 
 from digitnet import cli
+from digitnet import environment
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
   parser.add_argument('--workdir', required=True, help='of the run to use')
   parser.add_argument('files', nargs='+', metavar='FILES')
   args = parser.parse_args()
+  environment.prepare()
   # After the arguments: importing JAX takes a second.
   from digitnet import predict
 

@@ -58,7 +58,3 @@ set_up() {
   }
   echo "$state" >"$stamp"
 }
-
-# Huge pages for the arrays: without them a training step on CPU spends as much
-# time on page faults as on arithmetic. It must be set before Python starts.
-export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}

@@ -11,7 +11,7 @@ import tempfile
 # processes that pytest-xdist starts inherit it.
 _COMPILED = tempfile.TemporaryDirectory(prefix='digitnet-tests-')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _COMPILED.name)
-os.environ['JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 # pylint: disable=g-import-not-at-top
 import numpy as np

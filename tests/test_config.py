@@ -11,6 +11,7 @@ from configs import ablations
 from configs import default
 from configs import kaggle
 from configs import quick
+from configs import speedrun
 from digitnet import config as config_lib
 from digitnet.errors import UserError
 
@@ -19,7 +20,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.mark.parametrize(
     'config',
-    [default.get_config(), quick.get_config(), kaggle.get_config()]
+    [
+        config.get_config() for config in (default, quick, kaggle, speedrun)
+    ]
     + [ablations.get_config(name) for name in ablations.ABLATIONS],
 )
 def test_presets_are_valid_and_have_the_defaults_fields(config):

@@ -1,6 +1,7 @@
 """Keys: no two purposes share one, and none depends on a device."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,3 +35,38 @@ def test_a_key_belongs_to_the_place():
 def test_streams_keep_their_numbers():
   """A new stream renumbers the old ones, and no run can be repeated."""
   assert rng.STREAMS == {'init': 0, 'dropout': 1, 'augment': 2}
+
+
+def test_threefry_is_jaxs_own():
+  """A rotation or a key injection is wrong, and the bits are less random."""
+  key = jax.random.key_data(jax.random.key(7, impl='threefry2x32'))
+  counts = jnp.array([0, 1, 2**31, 123], jnp.uint32), jnp.arange(4).astype('uint32')
+  ours = rng.threefry_2x32((key[0], key[1]), counts, num_rounds=20)
+  theirs = jax.extend.random.threefry_2x32(key, jnp.concatenate(counts))
+  np.testing.assert_array_equal(jnp.concatenate(ours), theirs)
+
+
+def test_bits_are_even_and_independent():
+  """Neighbours, examples, streams or steps of dropout share their chance."""
+  keys = jnp.stack([rng.example_keys(0, 'dropout', s, jnp.arange(8)) for s in (0, 1)])
+  bits = np.stack([
+      [np.asarray(rng.bits(keys[s], stream, (64, 32))) for stream in (1, 2)]
+      for s in (0, 1)
+  ])  # [steps, streams, examples, 64, 32]
+  # Every bit of the word is one half the time: 5 sigma of 65,536 draws.
+  share = [((bits >> i) & 1).mean() for i in range(32)]
+  assert np.abs(np.array(share) - 0.5).max() < 5 * 0.5 / np.sqrt(bits.size)
+  # No two masks, and no mask and its shifted self, agree more often than by chance.
+  masks = (bits >= 2**31).reshape(-1, 64 * 32) * 2 - 1
+  correlations = masks @ masks.T / 2048 - np.eye(len(masks))
+  assert np.abs(correlations).max() < 5 / np.sqrt(2048)
+  for shift in (1, 2, 32, 64):
+    shifted = (masks[:, shift:] * masks[:, :-shift]).mean()
+    assert abs(shifted) < 5 / np.sqrt(masks.size)
+
+
+def test_bits_belong_to_the_key_alone():
+  """A device that holds fewer examples draws other masks."""
+  keys = rng.example_keys(0, 'dropout', 3, jnp.arange(4))
+  whole = rng.bits(keys, 1, (5, 3))
+  np.testing.assert_array_equal(whole[2:], rng.bits(keys[2:], 1, (5, 3)))

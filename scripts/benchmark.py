@@ -1,0 +1,371 @@
+"""How fast digitnet trains and infers, beside what one would take instead.
+
+    pip install -e '.[bench]'
+    python scripts/benchmark.py --output=runs/benchmark
+    python scripts/benchmark.py --peers digitnet torch --measures train --repeats=9
+
+Each peer is the same network with the same weights, loss and Adam, in a process of
+its own; that all have the same loss is checked before anything is timed. They are
+timed by turns, round after round, so that a slow minute of the machine meets all.
+Measures: `train` (a step, at each of --batch_sizes), `infer` (from uint8 images to
+probabilities, at each of --infer_sizes), `start` (from the start of the process to the
+end of its first step, with a cold and a warm compilation cache) and `memory` (its
+peak, after steps at the first of --batch_sizes). Prints tables, and writes
+benchmark.json, benchmark.md and benchmark.png to --output.
+
+A peer may live in another environment: --python torch=/path/to/python.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from digitnet import cli
+from digitnet import environment
+from digitnet.errors import UserError
+
+_HERE = pathlib.Path(__file__).parent
+_MEASURES = ('train', 'infer', 'start', 'memory')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+      '--peers',
+      nargs='+',
+      default=['digitnet', 'linen', 'torch', 'torch-compiled', 'keras-tensorflow'],
+      help='names in scripts/peers/worker.py; ratios are to the first',
+  )
+  parser.add_argument('--measures', nargs='+', choices=_MEASURES, default=_MEASURES)
+  parser.add_argument('--batch_sizes', nargs='+', type=int, default=[64, 128, 512])
+  parser.add_argument('--infer_sizes', nargs='+', type=int, default=[1, 128, 1024])
+  parser.add_argument('--repeats', type=int, default=5, help='rounds; default: 5')
+  parser.add_argument(
+      '--python', nargs='+', default=[], metavar='PEER=PATH', help='its interpreter'
+  )
+  parser.add_argument('--output', type=pathlib.Path, help='folder of the results')
+  args = parser.parse_args()
+  if args.output and not importlib.util.find_spec('matplotlib'):
+    raise UserError("--output: its picture needs matplotlib; pip install -e '.[bench]'")
+  pythons = dict(item.partition('=')[::2] for item in args.python)
+  unknown = {*args.peers, *pythons} - set(_known_peers())
+  if unknown:
+    raise UserError(
+        f'{unknown.pop()}: no such peer; there are {", ".join(_known_peers())}'
+    )
+  with tempfile.TemporaryDirectory(prefix='digitnet-') as folder:
+    folder = pathlib.Path(folder)
+    _write_inputs(folder, max([*args.batch_sizes, *args.infer_sizes]))
+    bench = Bench(args, folder, pythons)
+    rows = bench.check_losses()
+    for measure in args.measures:
+      rows += getattr(bench, measure)()
+  report = {
+      'command': ' '.join(['python', *sys.argv]),
+      'date': datetime.date.today().isoformat(),
+      'machine': _machine(),
+      'versions': bench.versions,
+      'rows': rows,
+  }
+  tables = format_tables(report, args.peers)
+  print(tables)
+  if args.output:
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / 'benchmark.json').write_text(json.dumps(report, indent=1))
+    (args.output / 'benchmark.md').write_text(tables)
+    _plot(report, args.peers, args.output / 'benchmark.png')
+
+
+class Worker:
+  """A peer's process; see peers/worker.py.
+
+  Attributes:
+    started: `time.perf_counter()` at its start.
+  """
+
+  def __init__(self, peer, python, folder, env):
+    self.peer = peer
+    self.started = time.perf_counter()
+    self._log = folder / f'{peer}.log'
+    with self._log.open('w') as log:
+      self._process = subprocess.Popen(
+          [python, _HERE / 'peers/worker.py', peer, folder],
+          stdin=subprocess.PIPE,
+          stdout=subprocess.PIPE,
+          stderr=log,
+          text=True,
+          env=env,
+      )
+
+  def ask(self, do, batch_size=0, num=1):
+    """Sends one command and waits for its answer."""
+    command = {'do': do, 'batch_size': batch_size, 'num': num}
+    try:
+      print(json.dumps(command), file=self._process.stdin, flush=True)
+    except BrokenPipeError:
+      pass
+    line = self._process.stdout.readline()
+    if not line:
+      last = (self._log.read_text().strip().splitlines() or ['no word'])[-1]
+      raise UserError(
+          f'{self.peer}: its process ended with: {last} (leave it out with'
+          ' --peers, or name an interpreter that has it with --python)'
+      )
+    return json.loads(line)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._process.kill()
+    self._process.wait()
+
+
+class Bench:
+  """All peers on the same inputs; each method returns rows of the report."""
+
+  def __init__(self, args, folder, pythons):
+    self._args = args
+    self._folder = folder
+    self._pythons = pythons
+    # The same for all.
+    self._env = {**os.environ, **environment.huge_pages()}
+    self.versions = {}
+
+  def _worker(self, peer, env=None):
+    python = self._pythons.get(peer, sys.executable)
+    return Worker(peer, python, self._folder, env or self._env)
+
+  def check_losses(self):
+    """Raises UserError unless all compute the same loss on the same weights."""
+    losses = {}
+    for peer in self._args.peers:
+      with self._worker(peer) as worker:
+        losses[peer] = worker.ask('loss', 64)
+        self.versions[peer] = worker.ask('versions')
+    reference = losses[self._args.peers[0]]
+    for peer, loss in losses.items():
+      tolerance = 1e-2 if 'bf16' in peer else 1e-5
+      if abs(loss / reference - 1) > tolerance:
+        raise UserError(f'{peer}: its loss is {loss}, not {reference}')
+    _say(f'the same loss: {losses}')
+    return [_row('loss', '', peer, [loss]) for peer, loss in losses.items()]
+
+  def train(self):
+    """Seconds a training step."""
+    rows = []
+    for size in self._args.batch_sizes:
+      rows += self._alternate('train', size, max(2, 1024 // size))
+    return rows
+
+  def infer(self):
+    """Seconds from uint8 images to probabilities."""
+    rows = []
+    for size in self._args.infer_sizes:
+      rows += self._alternate('infer', size, min(30, max(3, 2048 // size)))
+    return rows
+
+  def _alternate(self, do, size, num):
+    """The median of `num` runs, for each peer by turns in each round."""
+    medians = {}
+    with contextlib.ExitStack() as stack:
+      workers = [
+          stack.enter_context(self._worker(peer)) for peer in self._args.peers
+      ]
+      for worker in workers:
+        worker.ask(do, size, 3)  # Compiles, and warms up.
+      for _ in range(self._args.repeats):
+        for worker in workers:
+          times = worker.ask(do, size, num)
+          medians.setdefault(worker.peer, []).append(statistics.median(times))
+    taken = (f'{p} {statistics.median(x) * 1e3:.1f} ms' for p, x in medians.items())
+    _say(f'{do} {size}: {", ".join(taken)}')
+    return [_row(do, size, peer, x) for peer, x in medians.items()]
+
+  def start(self):
+    """Seconds from the start of a process to the end of its first step."""
+    seconds = {}
+    for number in range(self._args.repeats):
+      for peer in self._args.peers:
+        cache = self._folder / f'cache-{peer}-{number}'
+        env = {
+            **self._env,
+            'JAX_COMPILATION_CACHE_DIR': str(cache),
+            'TORCHINDUCTOR_CACHE_DIR': str(cache),
+        }
+        for state in ('cold', 'warm'):
+          with self._worker(peer, env) as worker:
+            worker.ask('train', self._args.batch_sizes[0])
+            taken = time.perf_counter() - worker.started
+          seconds.setdefault((state, peer), []).append(taken)
+    return [_row('start', state, peer, x) for (state, peer), x in seconds.items()]
+
+  def memory(self):
+    """Peak GiB of a process that has trained for some steps."""
+    size = self._args.batch_sizes[0]
+    rows = []
+    for peer in self._args.peers:
+      with self._worker(peer) as worker:
+        worker.ask('train', size, 5)
+        rows.append(_row('memory', size, peer, [worker.ask('memory')]))
+    return rows
+
+
+_UNITS = {'train': 's', 'infer': 's', 'start': 's', 'memory': 'GiB', 'loss': ''}
+
+
+def _row(measure, case, peer, values):
+  """One line of the report; `values` are one a round."""
+  return {
+      'measure': measure,
+      'case': case,
+      'peer': peer,
+      'unit': _UNITS[measure],
+      'median': statistics.median(values),
+      'values': values,
+  }
+
+
+def format_tables(report: dict, peers: list[str]) -> str:
+  """The report as Markdown: a table a measure; the ratios are to the first peer."""
+  lines = [
+      f"{report['machine']}, {report['date']}",
+      '',
+      '; '.join(f'{peer}: {x}' for peer, x in report['versions'].items()),
+      '',
+      f"`{report['command']}`",
+  ]
+  rows = report['rows']
+  for measure in _MEASURES:
+    cases = list(dict.fromkeys(r['case'] for r in rows if r['measure'] == measure))
+    if not cases:
+      continue
+    lines += [
+        '',
+        f'| {measure} | ' + ' | '.join(map(str, cases)) + ' |',
+        '|---' * (len(cases) + 1) + '|',
+    ]
+    for peer in peers:
+      cells = [_cell(rows, measure, case, peer, peers[0]) for case in cases]
+      lines.append(f'| {peer} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+def _cell(rows, measure, case, peer, reference):
+  """As '340 ms (331-357), 376/s, 1.20x': lowest, highest, how often the first's."""
+  found = {
+      r['peer']: r
+      for r in rows
+      if (r['measure'], r['case']) == (measure, case)
+  }
+  row, median = found[peer], found[peer]['median']
+  scale, unit, digits = {
+      'train': (1e3, 'ms', 0),
+      'infer': (1e3, 'ms', 1),
+      'start': (1, 's', 1),
+      'memory': (1, 'GiB', 2),
+  }[measure]
+  text = f'{median * scale:.{digits}f} {unit}'
+  if len(row['values']) > 1:
+    low, high = (f(row['values']) * scale for f in (min, max))
+    text += f' ({low:.{digits}f}-{high:.{digits}f})'
+  if measure in ('train', 'infer'):
+    text += f', {case / median:,.0f}/s'
+  return text + f", {median / found[reference]['median']:.2f}x"
+
+
+def _plot(report, peers, path):
+  """Images a second of every peer, at every batch size."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout='constrained')
+  for ax, measure in zip(axes, ('train', 'infer')):
+    rows = [r for r in report['rows'] if r['measure'] == measure]
+    cases = list(dict.fromkeys(r['case'] for r in rows))
+    width = 0.8 / len(peers)
+    for i, peer in enumerate(peers):
+      mine = {r['case']: r for r in rows if r['peer'] == peer}
+      places = [j + (i - (len(peers) - 1) / 2) * width for j in range(len(cases))]
+      rates = [case / mine[case]['median'] for case in cases]
+      ax.bar(places, rates, width * 0.92, label=peer, color=f'C{i}')
+    ax.set_xticks(range(len(cases)), [str(case) for case in cases])
+    ax.set_xlabel('batch size')
+    ax.set_title({'train': 'training', 'infer': 'inference'}[measure])
+    ax.spines[['top', 'right']].set_visible(False)
+  axes[0].set_ylabel('images a second')
+  axes[0].legend(frameon=False)
+  figure.suptitle(f"{report['machine']}, {report['date']}", fontsize=10)
+  figure.savefig(path, dpi=120)
+
+
+def _known_peers():
+  sys.path.insert(0, str(_HERE / 'peers'))
+  import worker
+
+  return list(worker.PEERS)
+
+
+def _write_inputs(folder, num_images):
+  """The same weights and the same images for all peers."""
+  import jax
+  import numpy as np
+
+  sys.path.insert(0, str(_HERE.parent))  # for configs, which are not installed
+  from configs import default
+  from digitnet import model as model_lib
+
+  model = model_lib.DigitNet(**default.get_config().model)
+  params = jax.jit(lambda: model_lib.init_params(model, jax.random.key(0)))()
+  names = [f'conv{i}' for i in (1, 2, 3, 4)] + ['dense1', 'dense2', 'logits']
+  np.savez(
+      folder / 'weights.npz',
+      **{f'{name}/{kind}': params[name][kind]
+         for name in names for kind in ('kernel', 'bias')},
+  )
+  rng = np.random.default_rng(0)
+  np.savez(
+      folder / 'batch.npz',
+      images=rng.integers(0, 256, (num_images, 28, 28, 1), dtype=np.uint8),
+      labels=rng.integers(0, 10, num_images).astype(np.int32),
+  )
+
+
+def _machine():
+  """As '2 cores of AMD EPYC', and the GPU where there is one."""
+  name = platform.processor() or platform.machine()
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if cpuinfo.exists():
+    for line in cpuinfo.read_text().splitlines():
+      if line.startswith('model name'):
+        name = line.split(':')[1].strip()
+        break
+  import jax
+
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  text = f'{cores} cores of {name}'
+  if jax.default_backend() != 'cpu':
+    text += f', {jax.devices()[0].device_kind}'
+  return text
+
+
+def _say(text):
+  print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main))

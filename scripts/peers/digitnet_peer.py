@@ -1,0 +1,85 @@
+"""digitnet itself: the steps that main.py and scripts/predict.py run."""
+
+import pathlib
+import sys
+import time
+
+from digitnet import environment
+
+# As main.py does; huge pages all peers have alike.
+environment.prepare(with_huge_pages=False)
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # for configs
+
+from configs import default
+from digitnet import augment
+from digitnet import model as model_lib
+from digitnet import optim
+from digitnet import parallel
+from digitnet import steps
+
+
+def make(weights, dtype='float32'):
+  return Digitnet(weights, dtype)
+
+
+class Digitnet:
+  """See worker.py."""
+
+  versions = {'jax': jax.__version__}
+
+  def __init__(self, weights, dtype):
+    config = default.get_config()
+    config.model.dtype = dtype
+    model = model_lib.DigitNet(**config.model)
+    schedule = optim.make_schedule('constant', 1e-3, 1, 0)
+    optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
+    params = {}
+    for name, value in weights.items():
+      layer, kind = name.split('/')
+      params.setdefault(layer, {})[kind] = value
+    no_change = augment.Affine(0, 0, 0, 0)
+    self._train_step = parallel.pmap(
+        steps.make_train_step(model, optimizer, schedule, no_change, 0), (0,)
+    )
+    self._eval_step = parallel.pmap(steps.make_eval_step(model))
+    state = jax.eval_shape(lambda: steps.init_state(params, optimizer))
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
+    self._state = parallel.replicate(state.replace(params=params))
+    self._lr_scale = parallel.replicate(np.float32(1))
+
+  def _inputs(self, images, labels):
+    examples = parallel.replicate(steps.Examples(images, labels))
+    size = len(labels)
+    batch = steps.Batch(np.arange(size, dtype=np.int32), np.ones(size, bool))
+    return examples, parallel.shard(batch)
+
+  def loss(self, images, labels):
+    examples, batch = self._inputs(images, labels)
+    metrics, _ = self._eval_step(self._state.params, examples, batch)
+    return float(parallel.to_host(metrics).loss) / len(labels)
+
+  def train(self, images, labels, num):
+    examples, batch = self._inputs(images, labels)
+    seconds = []
+    for _ in range(num):
+      started = time.perf_counter()
+      self._state, _ = self._train_step(
+          self._state, examples, batch, self._lr_scale
+      )
+      jax.block_until_ready(self._state)
+      seconds.append(time.perf_counter() - started)
+    return seconds
+
+  def infer(self, images, num):
+    labels = np.zeros(len(images), np.int32)
+    seconds = []
+    for _ in range(num):
+      started = time.perf_counter()
+      examples, batch = self._inputs(images, labels)
+      parallel.to_host(self._eval_step(self._state.params, examples, batch))
+      seconds.append(time.perf_counter() - started)
+    return seconds

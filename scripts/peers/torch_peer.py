@@ -1,0 +1,103 @@
+"""The network in PyTorch: channels last, fused Adam, eager or compiled."""
+
+import contextlib
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+_DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def make(weights, compiled=False, bf16=False):
+  return Torch(weights, compiled, bf16)
+
+
+class Torch:
+  """See worker.py."""
+
+  versions = {'torch': torch.__version__}
+
+  def __init__(self, weights, compiled, bf16):
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision('highest')
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(),
+        nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Dropout(0.25),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(3136, 8192), nn.ReLU(), nn.Dropout(0.5),
+        nn.Linear(8192, 2048), nn.ReLU(), nn.Dropout(0.5),
+        nn.Linear(2048, 10),
+    )  # fmt: skip
+    layers = [layer for layer in net if hasattr(layer, 'weight')]
+    names = dict.fromkeys(name.split('/')[0] for name in weights)
+    for name, layer in zip(names, layers, strict=True):
+      kernel = weights[f'{name}/kernel']
+      if kernel.ndim == 4:
+        kernel = kernel.transpose(3, 2, 0, 1)
+      else:
+        if name == 'dense1':  # Flattened as channels, rows, columns.
+          kernel = kernel.reshape(7, 7, 64, -1).transpose(2, 0, 1, 3)
+          kernel = kernel.reshape(3136, -1)
+        kernel = kernel.T
+      with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(kernel.copy()))
+        layer.bias.copy_(torch.from_numpy(weights[f'{name}/bias']))
+    net = net.to(_DEVICE, memory_format=torch.channels_last)
+    self._optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
+    self._net = torch.compile(net) if compiled else net
+    self._bf16 = bf16
+
+  def _precision(self):
+    if not self._bf16:
+      return contextlib.nullcontext()
+    return torch.autocast(_DEVICE, torch.bfloat16)
+
+  def loss(self, images, labels):
+    self._net.eval()
+    with torch.inference_mode(), self._precision():
+      logits = self._net(_to_input(images))
+      return float(
+          nn.functional.cross_entropy(logits.float(), _to_device(labels))
+      )
+
+  def train(self, images, labels, num):
+    self._net.train()
+    images, labels = _to_input(images), _to_device(labels)
+    seconds = []
+    for _ in range(num):
+      started = time.perf_counter()
+      self._optimizer.zero_grad(set_to_none=True)
+      with self._precision():
+        loss = nn.functional.cross_entropy(self._net(images), labels)
+      loss.backward()
+      self._optimizer.step()
+      if _DEVICE == 'cuda':
+        torch.cuda.synchronize()
+      seconds.append(time.perf_counter() - started)
+    return seconds
+
+  def infer(self, images, num):
+    self._net.eval()
+    seconds = []
+    with torch.inference_mode(), self._precision():
+      for _ in range(num):
+        started = time.perf_counter()
+        logits = self._net(_to_input(images))
+        logits.float().softmax(-1).cpu().numpy()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _to_device(labels):
+  return torch.from_numpy(labels).long().to(_DEVICE)
+
+
+def _to_input(images):
+  images = torch.from_numpy(images).to(_DEVICE).permute(0, 3, 1, 2)
+  return images.to(torch.float32, memory_format=torch.channels_last) / 255
