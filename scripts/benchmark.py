@@ -9,9 +9,11 @@ its own; that all have the same loss is checked before anything is timed. They a
 timed by turns, round after round, so that a slow minute of the machine meets all.
 Measures: `train` (a step, at each of --batch_sizes), `infer` (from uint8 images to
 probabilities, at each of --infer_sizes), `start` (from the start of the process to the
-end of its first step, with a cold and a warm compilation cache) and `memory` (its
-peak, after steps at the first of --batch_sizes). Prints tables, and writes
-benchmark.json, benchmark.md and benchmark.png to --output.
+end of its first step, with a cold and a warm compilation cache), `memory` (its peak,
+after steps at the first of --batch_sizes) and `epoch` (needs --data; digitnet alone:
+one pass of main.py over MNIST with augmentation, validation, logs and a save, beside
+as many bare steps). Prints tables, and writes benchmark.json, benchmark.md and
+benchmark.png to --output.
 
 A peer may live in another environment: --python torch=/path/to/python.
 """
@@ -35,7 +37,7 @@ from digitnet import environment
 from digitnet.errors import UserError
 
 _HERE = pathlib.Path(__file__).parent
-_MEASURES = ('train', 'infer', 'start', 'memory')
+_MEASURES = ('train', 'infer', 'start', 'memory', 'epoch')
 
 
 def main() -> None:
@@ -48,7 +50,10 @@ def main() -> None:
       default=['digitnet', 'linen', 'torch', 'torch-compiled', 'keras-tensorflow'],
       help='names in scripts/peers/worker.py; ratios are to the first',
   )
-  parser.add_argument('--measures', nargs='+', choices=_MEASURES, default=_MEASURES)
+  parser.add_argument(
+      '--measures', nargs='+', choices=_MEASURES, default=_MEASURES[:-1]
+  )
+  parser.add_argument('--data', help="folder of MNIST's four files, for `epoch`")
   parser.add_argument('--batch_sizes', nargs='+', type=int, default=[64, 128, 512])
   parser.add_argument('--infer_sizes', nargs='+', type=int, default=[1, 128, 1024])
   parser.add_argument('--repeats', type=int, default=5, help='rounds; default: 5')
@@ -59,6 +64,8 @@ def main() -> None:
   args = parser.parse_args()
   if args.output and not importlib.util.find_spec('matplotlib'):
     raise UserError("--output: its picture needs matplotlib; pip install -e '.[bench]'")
+  if 'epoch' in args.measures and not args.data:
+    raise UserError('--measures=epoch: needs --data=FOLDER with the files of MNIST')
   pythons = dict(item.partition('=')[::2] for item in args.python)
   unknown = {*args.peers, *pythons} - set(_known_peers())
   if unknown:
@@ -222,8 +229,55 @@ class Bench:
         rows.append(_row('memory', size, peer, [worker.ask('memory')]))
     return rows
 
+  def epoch(self):
+    """Seconds of a pass over MNIST, and of its steps alone before and after it."""
+    bare, whole = [], []
+    for _ in range(self._args.repeats):
+      around = []
+      for is_after in (False, True):
+        if is_after:
+          whole.append(self._time_pass())
+        with self._worker('digitnet') as worker:
+          worker.ask('train', 128, 3)
+          around += worker.ask('train', 128, 20)
+      bare.append(statistics.mean(around) * _STEPS_A_PASS)
+    _say(f'epoch: {statistics.median(whole):.1f} s, bare {statistics.median(bare):.1f} s')
+    return [
+        _row('epoch', '37,800 images', 'digitnet', whole),
+        _row('epoch', '37,800 images', 'its steps alone', bare),
+    ]
 
-_UNITS = {'train': 's', 'infer': 's', 'start': 's', 'memory': 'GiB', 'loss': ''}
+  def _time_pass(self):
+    """Between two lines of main.py that are a pass of the default config apart."""
+    first, last = (f'step {step}/' for step in (8, 8 + _STEPS_A_PASS))
+    with tempfile.TemporaryDirectory(dir=self._folder) as workdir:
+      process = subprocess.Popen(
+          [
+              sys.executable, _HERE.parent / 'main.py', f'--workdir={workdir}/run',
+              '--config.data.source=idx', f'--config.data.dir={self._args.data}',
+              '--config.log_every=8 steps',
+          ],
+          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._env,
+      )  # fmt: skip
+      try:
+        started = None
+        for line in process.stdout:
+          if line.startswith(first):
+            started = time.perf_counter()
+          elif line.startswith(last) and 'loss' in line:
+            return time.perf_counter() - started
+        raise UserError(f'main.py ended early: {process.stderr.read().strip()}')
+      finally:
+        process.kill()
+        process.wait()
+
+
+# Of the default config's batch of 128, on MNIST.
+_STEPS_A_PASS = 296
+
+_UNITS = {
+    'train': 's', 'infer': 's', 'start': 's', 'memory': 'GiB', 'epoch': 's', 'loss': ''
+}  # fmt: skip
 
 
 def _row(measure, case, peer, values):
@@ -257,7 +311,10 @@ def format_tables(report: dict, peers: list[str]) -> str:
         f'| {measure} | ' + ' | '.join(map(str, cases)) + ' |',
         '|---' * (len(cases) + 1) + '|',
     ]
-    for peer in peers:
+    measured = {r['peer'] for r in rows if r['measure'] == measure}
+    for peer in [*peers, 'its steps alone']:
+      if peer not in measured:
+        continue
       cells = [_cell(rows, measure, case, peer, peers[0]) for case in cases]
       lines.append(f'| {peer} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
@@ -271,11 +328,13 @@ def _cell(rows, measure, case, peer, reference):
       if (r['measure'], r['case']) == (measure, case)
   }
   row, median = found[peer], found[peer]['median']
+  first = found.get(reference, row)
   scale, unit, digits = {
       'train': (1e3, 'ms', 0),
       'infer': (1e3, 'ms', 1),
       'start': (1, 's', 1),
       'memory': (1, 'GiB', 2),
+      'epoch': (1, 's', 1),
   }[measure]
   text = f'{median * scale:.{digits}f} {unit}'
   if len(row['values']) > 1:
@@ -283,7 +342,7 @@ def _cell(rows, measure, case, peer, reference):
     text += f' ({low:.{digits}f}-{high:.{digits}f})'
   if measure in ('train', 'infer'):
     text += f', {case / median:,.0f}/s'
-  return text + f", {median / found[reference]['median']:.2f}x"
+  return text + f", {median / first['median']:.2f}x"
 
 
 def _plot(report, peers, path):

@@ -1,5 +1,7 @@
 """One update against Adam by hand; padding and reports."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,3 +141,47 @@ def test_pixels_are_scaled_to_one():
   """The network sees 0..255."""
   out = steps.to_float(jnp.array([0, 51, 255], jnp.uint8))
   np.testing.assert_allclose(out, [0, 0.2, 1])
+
+
+def test_gradients_that_are_not_finite_change_no_parameter(net, digits):
+  """A run that ends with NaN leaves parameters that are NaN too."""
+  images, labels = digits(4)
+  state, step = _start(net())
+  broken = jax.tree.map(jnp.asarray, state.params)
+  broken['logits']['bias'] = broken['logits']['bias'].at[0].set(jnp.nan)
+  after, report = _run(
+      step, state.replace(params=broken), images, labels, range(4), [True] * 4
+  )
+  assert np.isnan(report.grad_norm)
+  jax.tree.map(np.testing.assert_array_equal, after.params, broken)
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA on CPU')
+def test_nothing_large_is_copied_on_one_device(digits):
+  """An update that copies each array, as XLA does unless all is laid out for it."""
+  net = model_lib.DigitNet(
+      ((8,),), (3,), (0.25,), (256,), (0.5,), 'float32', 'float32'
+  )
+  schedule = optim.make_schedule('constant', 0.01, 10, 0)
+  optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
+  state = steps.init_state(
+      model_lib.init_params(net, jax.random.key(0)), optimizer
+  )
+  train_step = parallel.pmap(
+      steps.make_train_step(net, optimizer, schedule, NO_CHANGE, 0),
+      donate_argnums=(0,),
+  )
+  images, labels = digits(8)
+  batch = steps.Batch(np.arange(8, dtype=np.int32), np.ones(8, bool))
+  program = train_step.lower(
+      parallel.replicate(state),
+      parallel.replicate(steps.Examples(images, labels)),
+      parallel.shard(batch),
+      parallel.replicate(np.float32(1)),
+  ).compile().as_text()
+  main = program[program.index('ENTRY'):]
+  # The kernel of the dense layer, and Adam's two moments of it.
+  assert 'f32[1,1568,256]' in main
+  copies = re.findall(r'= f32\[(?:1,)?1568,256\]\S* copy\(', main)
+  reduced = re.findall(r'f32\[1568,256\].*all-reduce\(', main)
+  assert not copies and not reduced
