@@ -249,13 +249,13 @@ class Bench:
 
   def _time_pass(self):
     """Between two lines of main.py that are a pass of the default config apart."""
-    first, last = (f'step {step}/' for step in (8, 8 + _STEPS_A_PASS))
+    first, last = (f'step {step}/' for step in (37, 37 + _STEPS_A_PASS))
     with tempfile.TemporaryDirectory(dir=self._folder) as workdir:
       process = subprocess.Popen(
           [
               sys.executable, _HERE.parent / 'main.py', f'--workdir={workdir}/run',
               '--config.data.source=idx', f'--config.data.dir={self._args.data}',
-              '--config.log_every=8 steps',
+              '--config.log_every=37 steps',
           ],
           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._env,
       )  # fmt: skip
@@ -367,7 +367,10 @@ def _plot(report, peers, path):
     ax.set_title({'train': 'training', 'infer': 'inference'}[measure])
     ax.spines[['top', 'right']].set_visible(False)
   axes[0].set_ylabel('images a second')
-  axes[0].legend(frameon=False)
+  handles, labels = axes[0].get_legend_handles_labels()
+  figure.legend(
+      handles, labels, frameon=False, loc='outside lower center', ncols=len(peers)
+  )
   figure.suptitle(f"{report['machine']}, {report['date']}", fontsize=10)
   figure.savefig(path, dpi=120)
 
