@@ -174,7 +174,7 @@ class Bench:
     """Seconds a training step."""
     rows = []
     for size in self._args.batch_sizes:
-      rows += self._alternate('train', size, max(2, 1024 // size))
+      rows += self._alternate('train', size, min(16, max(2, 1024 // size)))
     return rows
 
   def infer(self):
