@@ -13,6 +13,12 @@ _TUNABLE = 'glibc.malloc.hugetlb'
 _KERNEL_SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 
+def user_cache() -> str:
+  """The folder of what can be made again: `~/.cache/digitnet`, as a rule."""
+  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return os.path.join(base, 'digitnet')
+
+
 def huge_pages() -> dict[str, str]:
   """The environment variables that give arrays huge pages; none where useless.
 
@@ -40,9 +46,8 @@ def prepare(with_huge_pages: bool = True) -> None:
   if variables:
     os.environ.update(variables)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   os.environ.setdefault(
-      'JAX_COMPILATION_CACHE_DIR', os.path.join(base, 'digitnet', 'compiled')
+      'JAX_COMPILATION_CACHE_DIR', os.path.join(user_cache(), 'compiled')
   )
   # By default JAX keeps only what took it a second.
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')

@@ -15,14 +15,19 @@ def devices() -> dict[str, Any]:
   }
 
 
+def num_cores() -> int:
+  """The cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
+
+
 def shape() -> dict[str, Any]:
   """All that sums may be rounded otherwise for, on another machine."""
   return {
       **devices(),
       'processes': jax.process_count(),
       # XLA cuts its work on CPU by the cores that it may use.
-      'cores': len(os.sched_getaffinity(0))
-      if hasattr(os, 'sched_getaffinity')
-      else os.cpu_count(),
+      'cores': num_cores(),
       'jax': jax.__version__,
   }

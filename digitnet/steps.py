@@ -126,7 +126,7 @@ def make_train_step(
     # Apart, so that the squares are summed as they are made, and not stored for
     # Adam, which needs the same ones.
     grad_norm = optax.global_norm(lax.optimization_barrier(grads))
-    params, opt_state = update(
+    params, opt_state = _update(
         optimizer, grads, grad_norm, state.opt_state, state.params, lr_scale
     )
     report = StepReport(
@@ -139,7 +139,7 @@ def make_train_step(
   return train_step
 
 
-def update(optimizer, grads, grad_norm, opt_state, params, lr_scale):
+def _update(optimizer, grads, grad_norm, opt_state, params, lr_scale):
   """One step of the optimizer, in place on donated arrays: params, opt_state.
 
   Where the gradients are not finite, the parameters stay as they were. That also

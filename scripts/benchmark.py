@@ -233,19 +233,20 @@ class Bench:
     """Seconds of a pass over MNIST, and of its steps alone before and after it."""
     bare, whole = [], []
     for _ in range(self._args.repeats):
-      around = []
-      for is_after in (False, True):
-        if is_after:
-          whole.append(self._time_pass())
-        with self._worker('digitnet') as worker:
-          worker.ask('train', 128, 3)
-          around += worker.ask('train', 128, 20)
+      before = self._time_steps()
+      whole.append(self._time_pass())
+      around = before + self._time_steps()
       bare.append(statistics.mean(around) * _STEPS_A_PASS)
     _say(f'epoch: {statistics.median(whole):.1f} s, bare {statistics.median(bare):.1f} s')
     return [
         _row('epoch', '37,800 images', 'digitnet', whole),
         _row('epoch', '37,800 images', 'its steps alone', bare),
     ]
+
+  def _time_steps(self):
+    with self._worker('digitnet') as worker:
+      worker.ask('train', 128, 3)
+      return worker.ask('train', 128, 20)
 
   def _time_pass(self):
     """Between two lines of main.py that are a pass of the default config apart."""
@@ -384,6 +385,7 @@ def _known_peers():
 
 def _write_inputs(folder, num_images):
   """The same weights and the same images for all peers."""
+  from flax import traverse_util
   import jax
   import numpy as np
 
@@ -393,11 +395,9 @@ def _write_inputs(folder, num_images):
 
   model = model_lib.DigitNet(**default.get_config().model)
   params = jax.jit(lambda: model_lib.init_params(model, jax.random.key(0)))()
-  names = [f'conv{i}' for i in (1, 2, 3, 4)] + ['dense1', 'dense2', 'logits']
+  # By layer, in the order of the network, as their names sort.
   np.savez(
-      folder / 'weights.npz',
-      **{f'{name}/{kind}': params[name][kind]
-         for name in names for kind in ('kernel', 'bias')},
+      folder / 'weights.npz', **traverse_util.flatten_dict(params, sep='/')
   )
   rng = np.random.default_rng(0)
   np.savez(
@@ -416,12 +416,12 @@ def _machine():
       if line.startswith('model name'):
         name = line.split(':')[1].strip()
         break
-  import jax
+  from digitnet import machine
 
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  text = f'{cores} cores of {name}'
-  if jax.default_backend() != 'cpu':
-    text += f', {jax.devices()[0].device_kind}'
+  text = f'{machine.num_cores()} cores of {name}'
+  devices = machine.devices()
+  if devices['platform'] != 'cpu':
+    text += f", {devices['kind']}"
   return text
 
 

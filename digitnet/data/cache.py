@@ -13,6 +13,7 @@ import zlib
 from etils import epath
 import numpy as np
 
+from digitnet import environment
 from digitnet.data.corpus import Corpus
 from digitnet.data.corpus import Split
 
@@ -28,8 +29,7 @@ _UNREADABLE = (
 
 def user_folder() -> epath.Path:
   """Where copies go that have no data folder of ours to lie in."""
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return epath.Path(base) / 'digitnet'
+  return epath.Path(environment.user_cache())
 
 
 def load(path: epath.Path) -> Corpus | None:

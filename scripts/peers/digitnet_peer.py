@@ -2,13 +2,13 @@
 
 import pathlib
 import sys
-import time
 
 from digitnet import environment
 
 # As main.py does; huge pages all peers have alike.
 environment.prepare(with_huge_pages=False)
 
+from flax import traverse_util
 import jax
 import numpy as np
 
@@ -37,10 +37,7 @@ class Digitnet:
     model = model_lib.DigitNet(**config.model)
     schedule = optim.make_schedule('constant', 1e-3, 1, 0)
     optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
-    params = {}
-    for name, value in weights.items():
-      layer, kind = name.split('/')
-      params.setdefault(layer, {})[kind] = value
+    params = traverse_util.unflatten_dict(weights, sep='/')
     no_change = augment.Affine(0, 0, 0, 0)
     self._train_step = parallel.pmap(
         steps.make_train_step(model, optimizer, schedule, no_change, 0), (0,)
@@ -62,24 +59,22 @@ class Digitnet:
     metrics, _ = self._eval_step(self._state.params, examples, batch)
     return float(parallel.to_host(metrics).loss) / len(labels)
 
-  def train(self, images, labels, num):
+  def trainer(self, images, labels):
     examples, batch = self._inputs(images, labels)
-    seconds = []
-    for _ in range(num):
-      started = time.perf_counter()
+
+    def step():
       self._state, _ = self._train_step(
           self._state, examples, batch, self._lr_scale
       )
       jax.block_until_ready(self._state)
-      seconds.append(time.perf_counter() - started)
-    return seconds
 
-  def infer(self, images, num):
+    return step
+
+  def inferrer(self, images):
     labels = np.zeros(len(images), np.int32)
-    seconds = []
-    for _ in range(num):
-      started = time.perf_counter()
+
+    def infer():
       examples, batch = self._inputs(images, labels)
       parallel.to_host(self._eval_step(self._state.params, examples, batch))
-      seconds.append(time.perf_counter() - started)
-    return seconds
+
+    return infer

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import time
 
 import numpy as np
 
@@ -54,24 +53,17 @@ class Keras:
   def loss(self, images, labels):
     return float(self._net.test_on_batch(_scale(images), labels))
 
-  def train(self, images, labels, num):
+  def trainer(self, images, labels):
     images = self._keras.ops.convert_to_tensor(_scale(images))
     labels = self._keras.ops.convert_to_tensor(labels)
-    seconds = []
-    for _ in range(num):
-      started = time.perf_counter()
-      float(self._net.train_on_batch(images, labels))
-      seconds.append(time.perf_counter() - started)
-    return seconds
+    return lambda: float(self._net.train_on_batch(images, labels))
 
-  def infer(self, images, num):
-    seconds = []
-    for _ in range(num):
-      started = time.perf_counter()
+  def inferrer(self, images):
+    def infer():
       logits = self._net.predict_on_batch(_scale(images))
       self._keras.ops.convert_to_numpy(self._keras.ops.softmax(logits))
-      seconds.append(time.perf_counter() - started)
-    return seconds
+
+    return infer
 
 
 def _scale(images):

@@ -1,8 +1,8 @@
 """The network as a Flax tutorial writes it: stock layers, `jit`, optax Adam."""
 
 import functools
-import time
 
+from flax import traverse_util
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,8 @@ class Linen:
   def __init__(self, weights):
     net = Net()
     optimizer = optax.adam(1e-3)
-    params = {}
-    for name, value in weights.items():
-      layer, kind = name.split('/')
-      params.setdefault(layer, {})[kind] = jnp.asarray(value)
+    params = traverse_util.unflatten_dict(weights, sep='/')
+    params = jax.tree.map(jnp.asarray, params)
     self._state = params, optimizer.init(params), jax.random.key(0)
 
     def loss(params, images, labels, train, key=None):
@@ -71,24 +69,18 @@ class Linen:
   def loss(self, images, labels):
     return float(self._loss(self._state[0], _scale(images), labels, False))
 
-  def train(self, images, labels, num):
+  def trainer(self, images, labels):
     images, labels = jnp.asarray(_scale(images)), jnp.asarray(labels)
-    seconds = []
-    for _ in range(num):
-      started = time.perf_counter()
+
+    def step():
       self._state = jax.block_until_ready(
           self._step(self._state, images, labels)
       )
-      seconds.append(time.perf_counter() - started)
-    return seconds
 
-  def infer(self, images, num):
-    seconds = []
-    for _ in range(num):
-      started = time.perf_counter()
-      np.asarray(self._infer(self._state[0], _scale(images)))
-      seconds.append(time.perf_counter() - started)
-    return seconds
+    return step
+
+  def inferrer(self, images):
+    return lambda: np.asarray(self._infer(self._state[0], _scale(images)))
 
 
 def _scale(images):

@@ -1,7 +1,6 @@
 """The network in PyTorch: channels last, fused Adam, eager or compiled."""
 
 import contextlib
-import time
 
 import numpy as np
 import torch
@@ -66,12 +65,11 @@ class Torch:
           nn.functional.cross_entropy(logits.float(), _to_device(labels))
       )
 
-  def train(self, images, labels, num):
+  def trainer(self, images, labels):
     self._net.train()
     images, labels = _to_input(images), _to_device(labels)
-    seconds = []
-    for _ in range(num):
-      started = time.perf_counter()
+
+    def step():
       self._optimizer.zero_grad(set_to_none=True)
       with self._precision():
         loss = nn.functional.cross_entropy(self._net(images), labels)
@@ -79,19 +77,18 @@ class Torch:
       self._optimizer.step()
       if _DEVICE == 'cuda':
         torch.cuda.synchronize()
-      seconds.append(time.perf_counter() - started)
-    return seconds
 
-  def infer(self, images, num):
+    return step
+
+  def inferrer(self, images):
     self._net.eval()
-    seconds = []
-    with torch.inference_mode(), self._precision():
-      for _ in range(num):
-        started = time.perf_counter()
+
+    def infer():
+      with torch.inference_mode(), self._precision():
         logits = self._net(_to_input(images))
         logits.float().softmax(-1).cpu().numpy()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+
+    return infer
 
 
 def _to_device(labels):

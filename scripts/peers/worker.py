@@ -4,6 +4,10 @@
 
 NAME is one of `PEERS`; FOLDER holds `weights.npz` and `batch.npz`, which
 scripts/benchmark.py writes. Commands and answers are JSON, one a line.
+
+A peer has `versions`, `loss(images, labels)`, `trainer(images, labels)`, which gives
+a call that does one training step, and `inferrer(images)`, one that finds their
+probabilities; images are uint8, [N, 28, 28, 1], labels int32.
 """
 
 import importlib
@@ -12,6 +16,7 @@ import os
 import pathlib
 import resource
 import sys
+import time
 
 import numpy as np
 
@@ -48,9 +53,9 @@ def main() -> None:
     command = json.loads(line)
     size, num = command['batch_size'], command['num']
     if command['do'] == 'train':
-      answer(peer.train(images[:size], labels[:size], num))
+      answer(time_calls(peer.trainer(images[:size], labels[:size]), num))
     elif command['do'] == 'infer':
-      answer(peer.infer(images[:size], num))
+      answer(time_calls(peer.inferrer(images[:size]), num))
     elif command['do'] == 'loss':
       answer(peer.loss(images[:size], labels[:size]))
     elif command['do'] == 'versions':
@@ -58,6 +63,16 @@ def main() -> None:
     elif command['do'] == 'memory':
       peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
       answer(peak / (2**30 if sys.platform == 'darwin' else 2**20))
+
+
+def time_calls(call, num):
+  """Seconds of each of `num` calls, which wait for what they start."""
+  seconds = []
+  for _ in range(num):
+    started = time.perf_counter()
+    call()
+    seconds.append(time.perf_counter() - started)
+  return seconds
 
 
 if __name__ == '__main__':
