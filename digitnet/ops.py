@@ -16,10 +16,10 @@ import jax.numpy as jnp
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
-# Pixels that one step of the kernel gradient covers, so that its operands stay in
-# cache, and the products it makes of them. Measured best on 2 cores among 4 to 32
-# images and 1 to 32 products; see scripts/README.md.
-_PIXELS_A_CHUNK = 6272
+# Bytes of the operands of one step of the kernel gradient, so that they stay in cache,
+# and the products it makes of them. Measured best on 2 cores among 2 to 16 MiB and 1
+# to 4 products; see scripts/README.md.
+_CHUNK_BYTES = 2**22
 _PARTS = 2
 
 
@@ -92,12 +92,22 @@ def _kernel_grads_by_product(images, grads, size):
   ones as channels of the gradients. The product of the two, summed over pixels,
   then holds every pair of shifts with no operation to spare, and its sides of
   K_w * C_in and K_h * C_out are long enough for a matrix product to run at full
-  speed, which those of the channels alone are not.
+  speed, which those of the channels alone are not. Where the images have so few
+  channels that all shifts of theirs are less to copy, the gradients stay as they are.
   """
   num, height, width, channels_in = images.shape
   channels_out = grads.shape[-1]
   k_h, k_w = size
-  chunk = min(num, max(1, _PIXELS_A_CHUNK // (height * width)))
+  image_rows, grad_rows = 1, k_h
+  if k_h * k_w * channels_in < k_w * channels_in + k_h * channels_out:
+    image_rows, grad_rows = k_h, 1
+  lhs_side = image_rows * k_w * channels_in
+  rhs_side = grad_rows * channels_out
+
+  image_bytes = height * width * (lhs_side + rhs_side) * images.dtype.itemsize
+  # A power of two, of which most batches are a multiple.
+  chunk = 2 ** int(math.log2(max(1, _CHUNK_BYTES // image_bytes)))
+  chunk = min(num, chunk)
   parts = math.gcd(chunk, _PARTS)
   missing = -num % chunk
   if missing:
@@ -108,18 +118,27 @@ def _kernel_grads_by_product(images, grads, size):
     some_images, some_grads = (
         lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (images, grads)
     )
-    columns = jnp.pad(some_images, ((0, 0), (0, 0), _padding(k_w), (0, 0)))
-    columns = jnp.concatenate(
-        [columns[:, :, j : j + width] for j in range(k_w)], axis=-1
+    lhs = jnp.pad(
+        some_images, ((0, 0), _padding(image_rows), _padding(k_w), (0, 0))
+    )
+    lhs = jnp.concatenate(
+        [
+            lhs[:, i : i + height, j : j + width]
+            for i in range(image_rows)
+            for j in range(k_w)
+        ],
+        axis=-1,
     )
     # An image shifted down meets the gradients as they are shifted up.
-    rows = jnp.pad(some_grads, ((0, 0), _padding(k_h)[::-1], (0, 0), (0, 0)))
-    rows = jnp.concatenate(
-        [rows[:, i : i + height] for i in reversed(range(k_h))], axis=-1
+    rhs = jnp.pad(
+        some_grads, ((0, 0), _padding(grad_rows)[::-1], (0, 0), (0, 0))
+    )
+    rhs = jnp.concatenate(
+        [rhs[:, i : i + height] for i in reversed(range(grad_rows))], axis=-1
     )
     return total + lax.dot_general(
-        columns.reshape(parts, -1, k_w * channels_in),
-        rows.reshape(parts, -1, k_h * channels_out),
+        lhs.reshape(parts, -1, lhs_side),
+        rhs.reshape(parts, -1, rhs_side),
         (((1,), (1,)), ((0,), (0,))),
         preferred_element_type=total.dtype,
     )
@@ -130,10 +149,14 @@ def _kernel_grads_by_product(images, grads, size):
       0,
       (num + missing) // chunk,
       add_chunk,
-      jnp.zeros((parts, k_w * channels_in, k_h * channels_out), total_dtype),
+      jnp.zeros((parts, lhs_side, rhs_side), total_dtype),
   )
-  total = total.sum(axis=0).reshape(k_w, channels_in, k_h, channels_out)
-  return total.transpose(2, 0, 1, 3).astype(images.dtype)
+  total = total.sum(axis=0).reshape(
+      image_rows, k_w, channels_in, grad_rows, channels_out
+  )
+  # One of the two counts of rows is 1, the other K_h.
+  total = total.transpose(0, 3, 1, 2, 4)
+  return total.reshape(*size, channels_in, channels_out).astype(images.dtype)
 
 
 def max_pool(images: jax.Array) -> jax.Array:
