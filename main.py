@@ -29,8 +29,8 @@ _NUM_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'In all.', lower_bound
 _PROCESS_ID = flags.DEFINE_integer(
     'process_id', 0, "This process' number.", lower_bound=0
 )
-_HUGE_PAGES = flags.DEFINE_bool(
-    'huge_pages', True, 'Ask for huge pages where that is known to help.'
+_TUNE_MALLOC = flags.DEFINE_bool(
+    'tune_malloc', True, 'Use huge pages, and keep freed memory, where glibc can.'
 )
 _START_TIMEOUT = flags.DEFINE_integer(
     'start_timeout', 25, 'Seconds to wait for the other processes.', lower_bound=1
@@ -69,7 +69,7 @@ def main() -> None:
   # After the flags: importing JAX takes a second that a typo need not wait for.
   from digitnet import environment
 
-  environment.prepare(_HUGE_PAGES.value)
+  environment.prepare(_TUNE_MALLOC.value)
   from digitnet import cluster
   from digitnet.train import train_and_evaluate
 

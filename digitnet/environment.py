@@ -1,16 +1,21 @@
 """What is set in the environment before JAX, or even Python, starts.
 
-Without huge pages a training step on CPU spends as much time on page faults as on
-arithmetic: each step's arrays are new memory to the kernel, 4 KiB at a time. glibc
-reads its setting when a process starts, so Python is started again.
+As glibc comes, a training step on CPU spends as much time on page faults as on
+arithmetic: its arrays are new memory to the kernel each time, 4 KiB by 4 KiB. glibc
+reads its settings when a process starts, so Python is started again.
 """
 
 import os
-import pathlib
 import sys
 
-_TUNABLE = 'glibc.malloc.hugetlb'
-_KERNEL_SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
+_MALLOC = {
+    # Huge pages, where the kernel grants them to those who ask.
+    'hugetlb': 1,
+    # Freed memory is kept for the next step: never a mapping of its own, never
+    # given back.
+    'mmap_max': 0,
+    'trim_threshold': 2**40,
+}
 
 
 def user_cache() -> str:
@@ -19,30 +24,30 @@ def user_cache() -> str:
   return os.path.join(base, 'digitnet')
 
 
-def huge_pages() -> dict[str, str]:
-  """The environment variables that give arrays huge pages; none where useless.
+def malloc_tunables() -> dict[str, str]:
+  """The environment variable that makes memory cheap to use again.
 
-  glibc 2.35 and newer asks for them when told so, and the kernel grants them to
-  those who ask when it is set to 'madvise', as it is by default. Where it is set
-  to 'always' or 'never', asking changes nothing.
+  Nothing where the C library is not glibc, or older than 2.35, which brought
+  `hugetlb`; nor where the user has tuned malloc himself.
   """
   tunables = os.environ.get('GLIBC_TUNABLES', '')
-  if _TUNABLE in tunables or not _is_granted() or not _has_tunable():
+  if 'glibc.malloc.' in tunables or not _has_tunables():
     return {}
-  return {'GLIBC_TUNABLES': ':'.join(filter(None, [tunables, f'{_TUNABLE}=1']))}
+  ours = [f'glibc.malloc.{name}={value}' for name, value in _MALLOC.items()]
+  return {'GLIBC_TUNABLES': ':'.join(filter(None, [tunables, *ours]))}
 
 
-def prepare(with_huge_pages: bool = True) -> None:
-  """For programs, before they import JAX: huge pages, and kept compilations.
+def prepare(tune_malloc: bool = True) -> None:
+  """For programs, before they import JAX: cheap memory, and kept compilations.
 
   JAX then finds what it compiled in an earlier process, in `~/.cache/digitnet`. Its
   own variables go first: JAX_COMPILATION_CACHE_DIR, and
   JAX_ENABLE_COMPILATION_CACHE=false.
 
   Args:
-    with_huge_pages: starts Python again, in this process, if that gives them.
+    tune_malloc: starts Python again, in this process, with `malloc_tunables`.
   """
-  variables = huge_pages() if with_huge_pages else {}
+  variables = malloc_tunables() if tune_malloc else {}
   if variables:
     os.environ.update(variables)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -53,14 +58,7 @@ def prepare(with_huge_pages: bool = True) -> None:
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 
-def _is_granted():
-  try:
-    return '[madvise]' in _KERNEL_SETTING.read_text()
-  except OSError:
-    return False
-
-
-def _has_tunable():
+def _has_tunables():
   try:
     name, version = os.confstr('CS_GNU_LIBC_VERSION').split()
     return name == 'glibc' and tuple(map(int, version.split('.'))) >= (2, 35)

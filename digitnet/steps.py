@@ -1,6 +1,7 @@
 """The train step and the eval step: pure functions of their arguments.
 
-Both run under `parallel.pmap`, on one device's part of the global batch.
+Both run under `parallel.pmap`, on one device's part of the global batch. The infer
+step, for images that come a few at a time, runs under `jax.jit` on one device.
 """
 
 from collections.abc import Callable
@@ -177,3 +178,8 @@ def make_eval_step(model: DigitNet) -> Callable:
     )
 
   return eval_step
+
+
+def make_infer_step(model: DigitNet) -> Callable:
+  """Builds `infer_step(params, images) -> logits`: [N, 28, 28, 1] uint8 to [N, 10]."""
+  return lambda params, images: model.apply({'params': params}, to_float(images))

@@ -148,7 +148,7 @@ class Bench:
     self._folder = folder
     self._pythons = pythons
     # The same for all.
-    self._env = {**os.environ, **environment.huge_pages()}
+    self._env = {**os.environ, **environment.malloc_tunables()}
     self.versions = {}
 
   def _worker(self, peer, env=None):

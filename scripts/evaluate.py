@@ -56,7 +56,7 @@ def main() -> None:
     raise UserError(
         'no labels to score against; scripts/predict.py reads images without'
     )
-  metrics, _ = predictor.score(examples)
+  metrics = predictor.score(examples)
   print(json.dumps({'dataset': name, **metrics.summary()}))
 
 

@@ -27,8 +27,8 @@ def main() -> None:
   # After the arguments: importing JAX takes a second.
   from digitnet import predict
 
-  images = predict.read_files(args.files)
-  _, probs = predict.Predictor(args.workdir).score(images)
+  images = predict.read_files(args.files).images
+  probs = predict.Predictor(args.workdir).probs(images)
   writer = csv.writer(sys.stdout, lineterminator='\n')
   writer.writerow(['ImageId', 'Label', *(f'prob{digit}' for digit in range(10))])
   for number, row in enumerate(probs, start=1):

@@ -1,4 +1,4 @@
-"""Huge pages: asked for where they help, once, with the same arguments."""
+"""Python is started again with malloc tuned: once, with the same arguments."""
 
 import os
 import sys
@@ -9,35 +9,38 @@ from digitnet import environment
 
 
 @pytest.fixture
-def kernel(tmp_path, monkeypatch):
-  """A kernel with a setting of ours, and a glibc that knows the tunable."""
-  path = tmp_path / 'enabled'
-  path.write_text('always [madvise] never\n')
-  monkeypatch.setattr(environment, '_KERNEL_SETTING', path)
-  monkeypatch.setattr(environment, '_has_tunable', lambda: True)
+def new_glibc(monkeypatch):
+  """A glibc that has the tunables, and a user who set none."""
+  monkeypatch.setattr(environment, '_has_tunables', lambda: True)
   monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
-  return path
 
 
-def test_huge_pages_where_the_kernel_grants_them(kernel):
-  """Python is started again for nothing, or trains on small pages."""
-  asked = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-  assert environment.huge_pages() == asked
-  for setting in ('[always] madvise never', 'always madvise [never]'):
-    kernel.write_text(setting)
-    assert environment.huge_pages() == {}
-  kernel.unlink()
-  assert environment.huge_pages() == {}
+_TUNABLES = (
+    'glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0'
+    ':glibc.malloc.trim_threshold=1099511627776'
+)
 
 
-def test_a_users_tunables_are_kept(kernel, monkeypatch):
-  """What the user set is lost; or set by him already, is asked for endlessly."""
+def test_malloc_is_tuned_once(new_glibc, monkeypatch):
+  """Python is started again for ever, or trains on small pages."""
+  assert environment.malloc_tunables() == {'GLIBC_TUNABLES': _TUNABLES}
+  monkeypatch.setenv('GLIBC_TUNABLES', _TUNABLES)
+  assert environment.malloc_tunables() == {}
+
+
+def test_another_c_library_is_left_alone(new_glibc, monkeypatch):
+  """Python is started again on macOS, or with an old glibc, for nothing."""
+  monkeypatch.setattr(environment, '_has_tunables', lambda: False)
+  assert environment.malloc_tunables() == {}
+
+
+def test_a_users_tunables_are_kept(new_glibc, monkeypatch):
+  """What the user set is lost or overruled."""
+  monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.cpu.x86_ibt=off')
+  asked = environment.malloc_tunables()['GLIBC_TUNABLES']
+  assert asked == f'glibc.cpu.x86_ibt=off:{_TUNABLES}'
   monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.arena_max=2')
-  asked = environment.huge_pages()['GLIBC_TUNABLES']
-  assert asked == 'glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1'
-  for value in (asked, 'glibc.malloc.hugetlb=0'):
-    monkeypatch.setenv('GLIBC_TUNABLES', value)
-    assert environment.huge_pages() == {}
+  assert environment.malloc_tunables() == {}
 
 
 _SHOW = """
@@ -50,7 +53,7 @@ print(sys.argv[1:], sys.flags.optimize, os.environ.get('GLIBC_TUNABLES'),
 
 
 @pytest.mark.skipif(
-    not environment.huge_pages(), reason='this machine grants none that are asked for'
+    not environment.malloc_tunables(), reason='not a new glibc, or tuned already'
 )
 @pytest.mark.parametrize('flag', [True, False])
 def test_prepare_starts_python_again_with_the_same_arguments(
@@ -63,7 +66,7 @@ def test_prepare_starts_python_again_with_the_same_arguments(
       '-O', str(path), 'a b', '--c', env={'JAX_COMPILATION_CACHE_DIR': 'x'}
   )
   assert process.returncode == 0, process.stderr
-  tunables = 'glibc.malloc.hugetlb=1' if flag else None
+  tunables = _TUNABLES if flag else None
   assert process.stdout.split('\n')[0] == f"['a b', '--c'] 1 {tunables} x"
 
 

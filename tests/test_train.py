@@ -112,8 +112,9 @@ def test_predictions_score_what_the_results_say(finished):
   wrong = int((np.array(labels) != dataset.test.labels).sum())
   assert wrong == results['test']['num_errors']
   # And the network that is loaded again is the one that was scored.
-  metrics, probs = predict.Predictor(str(workdir)).score(dataset.test)
-  assert metrics.summary() == results['test']
+  predictor = predict.Predictor(str(workdir))
+  assert predictor.score(dataset.test).summary() == results['test']
+  probs = predictor.probs(dataset.test.images)
   np.testing.assert_array_equal(probs.argmax(axis=1), labels)
   np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
 
@@ -343,7 +344,7 @@ def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypat
   assert list(ids) == list(range(1, 24))
   # Scored with the labels that Kaggle keeps, as an evaluation with them scores.
   images, labels = digits(23, seed=1)
-  metrics, _ = predict.Predictor(str(tmp_path / 'run')).score(Split(images, labels))
+  metrics = predict.Predictor(str(tmp_path / 'run')).score(Split(images, labels))
   assert metrics.num_correct == int((np.array(predicted) == labels).sum())
 
 

@@ -5,12 +5,13 @@ import sys
 
 from digitnet import environment
 
-# As main.py does; huge pages all peers have alike.
-environment.prepare(with_huge_pages=False)
+# As main.py does; malloc is tuned for all peers alike.
+environment.prepare(tune_malloc=False)
 
 from flax import traverse_util
 import jax
 import numpy as np
+from scipy import special
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # for configs
 
@@ -43,6 +44,7 @@ class Digitnet:
         steps.make_train_step(model, optimizer, schedule, no_change, 0), (0,)
     )
     self._eval_step = parallel.pmap(steps.make_eval_step(model))
+    self._infer_step = jax.jit(steps.make_infer_step(model))
     state = jax.eval_shape(lambda: steps.init_state(params, optimizer))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
     self._state = parallel.replicate(state.replace(params=params))
@@ -71,10 +73,11 @@ class Digitnet:
     return step
 
   def inferrer(self, images):
-    labels = np.zeros(len(images), np.int32)
+    params = parallel.first(self._state.params)
+
 
     def infer():
-      examples, batch = self._inputs(images, labels)
-      parallel.to_host(self._eval_step(self._state.params, examples, batch))
+      logits = np.asarray(self._infer_step(params, images))
+      special.softmax(logits, axis=-1)
 
     return infer
