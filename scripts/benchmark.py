@@ -185,7 +185,11 @@ class Bench:
     return rows
 
   def _alternate(self, do, size, num):
-    """The median of `num` runs, for each peer by turns in each round."""
+    """The median of `num` runs, for each peer by turns in each round.
+
+    The first run of a turn is not counted: it fetches memory that the machine has
+    meanwhile given to others, which training without a break never waits for.
+    """
     medians = {}
     with contextlib.ExitStack() as stack:
       workers = [
@@ -195,7 +199,7 @@ class Bench:
         worker.ask(do, size, 3)  # Compiles, and warms up.
       for _ in range(self._args.repeats):
         for worker in workers:
-          times = worker.ask(do, size, num)
+          times = worker.ask(do, size, num + 1)[1:]
           medians.setdefault(worker.peer, []).append(statistics.median(times))
     taken = (f'{p} {statistics.median(x) * 1e3:.1f} ms' for p, x in medians.items())
     _say(f'{do} {size}: {", ".join(taken)}')
