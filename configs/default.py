@@ -37,6 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Of the permutation that is cut; apart from `seed`, so that runs with other
   # seeds are scored on the same images.
   config.data.split_seed = 0
+  # Which tenth of the images that are not test validates, 0 to 9.
+  config.data.fold = 0
 
   config.model = ml_collections.ConfigDict()
   # For each block, the features of its convolutions, the side of their kernels
@@ -51,12 +53,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.dtype = 'float32'
   config.model.param_dtype = 'float32'
 
-  # Each change is drawn evenly between minus and plus its strength; 0 is none.
+  # Strengths of the random changes; 0 is none. See digitnet/augment.py.
   config.augment = ml_collections.ConfigDict()
   config.augment.rotation = 12.0  # degrees
   config.augment.zoom = 0.1  # fraction of the size, for each axis apart
   config.augment.shear = 0.15  # pixels sideways for each pixel down
   config.augment.translation = 2.0  # pixels, for each axis apart
+  config.augment.elastic = 0.0  # pixels, standard deviation of a smooth displacement
+  config.augment.thickness = 0.0  # of strokes: 1 is up to a pixel more, or less
+  config.augment.cutout = 0.0  # pixels, the side of a square that is blacked out
 
   config.optim = ml_collections.ConfigDict()
   # The highest that the schedule reaches.
@@ -69,6 +74,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.optim.b1 = 0.9
   config.optim.b2 = 0.999
   config.optim.eps = 1e-8
+  # Of the kernels, times the learning rate and apart from Adam's step (AdamW).
+  config.optim.weight_decay = 0.0
+  # Longer gradients are scaled down to this global norm; 0 lets all pass.
+  config.optim.clip_norm = 0.0
+  # The part of each label that is spread evenly over all classes, in the loss that
+  # is minimized; the loss that is reported has none.
+  config.optim.label_smoothing = 0.0
+  # Validated, saved and used is the exponential moving average of the parameters
+  # with this decay a step; 0 takes them as they are.
+  config.optim.average_decay = 0.0
   # 'plateau' alone: after this many evaluations without fewer errors than ever,
   # multiply the learning rate by the factor, down to the least share of its peak.
   config.optim.plateau_patience = 3
@@ -82,5 +97,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_every = '1 epochs'
   # Newest full states kept, beside the best.
   config.keep_checkpoints = 2
+  # False leaves the test split sealed, while a recipe is being chosen.
+  config.score_test = True
 
   return config

@@ -6,63 +6,125 @@ import jax
 from jax import numpy as jnp
 from jax.scipy import ndimage
 
+# Control points of the elastic change along each side.
+_CONTROL_POINTS = 4
+
 
 @dataclasses.dataclass(frozen=True)
-class Affine:
-  """Strengths of the random affine change; zero is none.
+class Strengths:
+  """How far each random change may go; zero is not at all.
 
-  Each value is drawn evenly between minus and plus its strength.
+  All but `elastic` and `cutout` are drawn evenly between minus and plus their value.
 
   Attributes:
     rotation: degrees.
     zoom: fraction of the size, drawn for each axis apart.
     shear: pixels sideways for each pixel down.
     translation: pixels, drawn for each axis apart.
+    elastic: pixels, the standard deviation of a smooth displacement (Ronneberger et
+      al., 2015, arXiv:1505.04597, section 3.1: a coarse grid, drawn normally,
+      interpolated by cubics).
+    thickness: of the strokes; at 1 each pixel may become the brightest, or at -1 the
+      darkest, of itself and its four neighbours.
+    cutout: pixels, the side of a square that is blacked out, its centre anywhere
+      (DeVries and Taylor, 2017, arXiv:1708.04552).
   """
 
-  rotation: float
-  zoom: float
-  shear: float
-  translation: float
+  rotation: float = 0.0
+  zoom: float = 0.0
+  shear: float = 0.0
+  translation: float = 0.0
+  elastic: float = 0.0
+  thickness: float = 0.0
+  cutout: float = 0.0
 
 
-def affine(images: jax.Array, keys: jax.Array, strength: Affine) -> jax.Array:
-  """Turns, stretches, slants and moves each image by amounts of its own.
+def augment(images: jax.Array, keys: jax.Array, strengths: Strengths) -> jax.Array:
+  """Changes each image by amounts of its own.
 
   Args:
     images: [N, H, W, C], float, with 0 as background.
     keys: [N] typed keys, one an example.
-    strength: how far each change may go.
+    strengths: how far each change may go.
 
   Returns:
     [N, H, W, C]: sampled bilinearly, with 0 from beyond the border.
   """
-  if not any(dataclasses.astuple(strength)):
+  if not any(dataclasses.astuple(strengths)):
     return images
-  return jax.vmap(lambda image, key: _affine_one(image, key, strength))(
+  return jax.vmap(lambda image, key: _augment_one(image, key, strengths))(
       images, keys
   )
 
 
-def _affine_one(image, key, strength):
-  draws = jax.random.uniform(key, (6,), minval=-1, maxval=1)
-  angle = jnp.deg2rad(strength.rotation * draws[0])
-  zoom = 1 + strength.zoom * draws[1:3]
-  shear = strength.shear * draws[3]
-  shift = strength.translation * draws[4:6]
+def _augment_one(image, key, strengths):
+  # Each change has draws of its own, so that none alters another's.
+  if strengths.thickness:
+    image = _change_thickness(image, jax.random.fold_in(key, 1), strengths)
+  if any((
+      strengths.rotation, strengths.zoom, strengths.shear, strengths.translation,
+      strengths.elastic,
+  )):  # fmt: skip
+    places = _affine_places(image.shape[:2], key, strengths)
+    if strengths.elastic:
+      places += _displacements(image.shape[:2], jax.random.fold_in(key, 2), strengths)
+    image = _sample(image, places)
+  if strengths.cutout:
+    image = _cut_out(image, jax.random.fold_in(key, 3), strengths)
+  return image
 
-  # For each pixel of the result, where in the source it comes from: rows and
-  # columns are counted from the centre, about which everything turns.
+
+def _change_thickness(image, key, strengths):
+  amount = strengths.thickness * jax.random.uniform(key, (), minval=-1, maxval=1)
   height, width, _ = image.shape
+  padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
+  around = jnp.stack([
+      padded[i : i + height, j : j + width]
+      for i, j in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
+  ])
+  extreme = jnp.where(amount > 0, around.max(axis=0), around.min(axis=0))
+  return image + jnp.abs(amount) * (extreme - image)
+
+
+def _affine_places(size, key, strengths):
+  """[2, H, W]: for each pixel of the result, the row and column it comes from."""
+  draws = jax.random.uniform(key, (6,), minval=-1, maxval=1)
+  angle = jnp.deg2rad(strengths.rotation * draws[0])
+  zoom = 1 + strengths.zoom * draws[1:3]
+  shear = strengths.shear * draws[3]
+  shift = strengths.translation * draws[4:6]
+
+  # Counted from the centre, about which everything turns.
+  height, width = size
   centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
   rows = jnp.arange(height)[:, None] - centre[0] - shift[0]
   columns = jnp.arange(width)[None, :] - centre[1] - shift[1]
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   from_rows = (cos * rows + sin * columns) / zoom[0]
   from_columns = (cos * columns - sin * rows) / zoom[1] + shear * from_rows
-  places = [from_rows + centre[0], from_columns + centre[1]]
+  return jnp.stack([from_rows + centre[0], from_columns + centre[1]])
 
-  def sample(channel):
-    return ndimage.map_coordinates(channel, places, order=1, mode='constant')
 
-  return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+def _displacements(size, key, strengths):
+  """[2, H, W]: pixels by which the places of the result are moved."""
+  control = jax.random.normal(key, (2, _CONTROL_POINTS, _CONTROL_POINTS))
+  return strengths.elastic * jax.image.resize(control, (2, *size), 'cubic')
+
+
+def _sample(image, places):
+  return jax.vmap(
+      lambda channel: ndimage.map_coordinates(
+          channel, list(places), order=1, mode='constant'
+      ),
+      in_axes=-1,
+      out_axes=-1,
+  )(image)
+
+
+def _cut_out(image, key, strengths):
+  height, width, _ = image.shape
+  centre = jax.random.uniform(key, (2,)) * jnp.array([height, width])
+  rows = jnp.abs(jnp.arange(height)[:, None] + 0.5 - centre[0])
+  columns = jnp.abs(jnp.arange(width)[None, :] + 0.5 - centre[1])
+  is_inside = jnp.maximum(rows, columns) < strengths.cutout / 2
+  return jnp.where(is_inside[..., None], 0, image)

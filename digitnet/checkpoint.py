@@ -1,7 +1,8 @@
 """Saving and restoring: the only user of Orbax.
 
 A checkpoint is one folder, `checkpoints/<step>`, that appears whole or not at
-all, with three items: `params` (readable alone), `optimizer`, and `progress`
+all, with three items: `params` (readable alone), `optimizer` (its state, and where
+`params` are an average the parameters it works on), and `progress`
 (JSON: what the loop knows besides the arrays, and digests of all three). Orbax
 restores flipped bits without a word, so nothing is used before its digest agrees.
 """
@@ -158,8 +159,8 @@ class Checkpoints:
         'step': step,
         'progress': progress.to_json(),
         'digests': {
-            'params': digest.of_arrays(state.params),
-            'optimizer': digest.of_arrays(state.opt_state),
+            'params': digest.of_arrays(state.evaluated),
+            'optimizer': digest.of_arrays(_optimizer_item(state)),
         },
     }
     # Over the format too, so that a newer one is told from a damaged one.
@@ -173,8 +174,8 @@ class Checkpoints:
       saved = self._manager.save(
           step,
           args=ocp.args.Composite(
-              params=ocp.args.StandardSave(state.params),
-              optimizer=ocp.args.StandardSave(state.opt_state),
+              params=ocp.args.StandardSave(state.evaluated),
+              optimizer=ocp.args.StandardSave(_optimizer_item(state)),
               progress=ocp.args.JsonSave(record),
           ),
       )
@@ -228,7 +229,7 @@ class Checkpoints:
     best = progress.best_step
     if best not in (None, step):
       try:
-        self.restore_params(best, like.params)
+        self.restore_params(best, like.evaluated)
       except Damaged as fault:
         damaged[best] = fault
     for bad, fault in sorted(damaged.items()):
@@ -286,12 +287,15 @@ class Checkpoints:
 
   def _restore(self, step, like):
     record = self._record(step)
-    params = self._restore_item('params', step, like.params, record)
-    opt_state = self._restore_item('optimizer', step, like.opt_state, record)
+    params = self._restore_item('params', step, like.evaluated, record)
+    rest = self._restore_item('optimizer', step, _optimizer_item(like), record)
     progress = _progress(record)
     if not record['digests']:
       warn(f'step {step:,}: saved by an older digitnet, without digests to check')
-    return TrainState(jnp.asarray(step, jnp.int32), params, opt_state), progress
+    step = jnp.asarray(step, jnp.int32)
+    if like.average is None:
+      return TrainState(step, params, rest), progress
+    return TrainState(step, rest['params'], rest['opt_state'], params), progress
 
   def _record(self, step):
     """The `progress` item at a step, in the present format."""
@@ -366,6 +370,13 @@ class Checkpoints:
           f' ({_brief(error)}); make room, and the same command goes on from the'
           ' checkpoint before it'
       ) from None
+
+
+def _optimizer_item(state):
+  """What a state holds beside what is evaluated."""
+  if state.average is None:
+    return state.opt_state
+  return {'opt_state': state.opt_state, 'params': state.params}
 
 
 def _restore_target(x):

@@ -56,6 +56,14 @@ def run(main: Callable[[], None]) -> int:
     return 1
 
 
+def positive(text: str) -> int:
+  """A whole number from 1, for `argparse`."""
+  value = int(text)
+  if value < 1:
+    raise ValueError
+  return value
+
+
 def leave_at_once_if_failed() -> None:
   """From now on `leave` lets no `atexit` of a library wait for other processes."""
   global _at_once

@@ -85,6 +85,7 @@ RULES: dict[str, Rule] = {
     'data.manual_dir': _TEXT,
     'data.split': _choice(*splits.SPLITS),
     'data.split_seed': _int(0),
+    'data.fold': _int(0, splits.NUM_FOLDS - 1),
     'model.conv_features': _each(
         Rule(
             lambda block: _each(_FEATURES, '').holds(block) and len(block) > 0, ''
@@ -101,6 +102,11 @@ RULES: dict[str, Rule] = {
     'augment.zoom': _FRACTION,
     'augment.shear': _NOT_NEGATIVE,
     'augment.translation': _NOT_NEGATIVE,
+    'augment.elastic': _NOT_NEGATIVE,
+    'augment.thickness': _number(
+        lambda value: 0 <= value <= 1, 'a number from 0 to 1'
+    ),
+    'augment.cutout': _NOT_NEGATIVE,
     'optim.learning_rate': _number(
         lambda value: 0 < value < 3e38, 'a number above 0, within float32'
     ),
@@ -109,6 +115,10 @@ RULES: dict[str, Rule] = {
     'optim.b1': _FRACTION,
     'optim.b2': _FRACTION,
     'optim.eps': _POSITIVE,
+    'optim.weight_decay': _NOT_NEGATIVE,
+    'optim.clip_norm': _NOT_NEGATIVE,
+    'optim.label_smoothing': _FRACTION,
+    'optim.average_decay': _FRACTION,
     'optim.plateau_patience': _int(1),
     'optim.plateau_factor': _number(
         lambda value: 0 < value < 1, 'a number between 0 and 1'
@@ -120,6 +130,7 @@ RULES: dict[str, Rule] = {
     'eval_every': _DURATION,
     'checkpoint_every': _DURATION,
     'keep_checkpoints': _int(1),
+    'score_test': Rule(lambda value: isinstance(value, bool), 'True or False'),
 }
 
 
@@ -145,15 +156,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
     UserError: names the field, its value, and what is allowed.
   """
   values = flatten(config)
-  for name in values.keys() | RULES.keys():
+  for name in values:
     if name not in RULES:
       raise UserError(f'config.{name}: there is no such field; remove it')
+  _check(values, RULES)
+
+
+def validate_network(config: ml_collections.ConfigDict) -> None:
+  """Checks what a trained network is used by: runs of an older digitnet have that.
+
+  Raises:
+    UserError: as `validate`.
+  """
+  names = [name for name in RULES if name.startswith('model.')]
+  _check(flatten(config), [*names, 'eval_batch_size'])
+
+
+def _check(values, names):
+  for name in names:
     if name not in values:
       raise UserError(f'config.{name} is missing; configs/default.py has it')
-  for name, rule in RULES.items():
-    if not rule.holds(values[name]):
+    if not RULES[name].holds(values[name]):
       raise UserError(
-          f'config.{name}={values[name]!r}: must be {rule.allowed}'
+          f'config.{name}={values[name]!r}: must be {RULES[name].allowed}'
       )
   _check_lengths(values)
 
@@ -204,10 +229,12 @@ _FREE = frozenset({'data.dir', 'data.manual_dir'})
 FIXED = frozenset({
     'data.split',
     'data.split_seed',
+    'data.fold',
     'model.conv_features',
     'model.kernel_sizes',
     'model.dense_features',
     'model.param_dtype',
+    'optim.average_decay',
 })
 
 

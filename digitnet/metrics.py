@@ -60,6 +60,17 @@ class Metrics:
         confusion=self.confusion + np.asarray(other.confusion, np.int64),
     )
 
+  @classmethod
+  def of_probs(cls, probs: np.ndarray, labels: np.ndarray) -> Metrics:
+    """Args: probs [N, 10], rows summing to 1; labels [N] integers."""
+    probs = probs.astype(np.float64)
+    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    np.add.at(confusion, (labels, probs.argmax(axis=1)), 1)
+    of_label = probs[np.arange(len(labels)), labels]
+    # In float32, which most probabilities come in, less than this is 0.
+    losses = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny))
+    return cls(loss=float(losses.sum()), confusion=confusion)
+
   @property
   def num_examples(self) -> int:
     return int(self.confusion.sum())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import optax
 
 
@@ -60,10 +61,32 @@ def make_schedule(
 
 
 def make_optimizer(
-    schedule: optax.Schedule, b1: float, b2: float, eps: float
+    schedule: optax.Schedule,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-  """Adam (Kingma and Ba, 2015) that follows `schedule`."""
-  return optax.adam(schedule, b1=b1, b2=b2, eps=eps)
+  """Adam (Kingma and Ba, 2015) that follows `schedule`.
+
+  With `weight_decay` it is AdamW (Loshchilov and Hutter, 2019), which decays the
+  kernels and leaves the biases. The state is the same with and without.
+  """
+
+  def decay(updates, params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, update, param: (
+            update + weight_decay * param if path[-1].key == 'kernel' else update
+        ),
+        updates,
+        params,
+    )
+
+  return optax.chain(
+      optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+      optax.stateless(decay) if weight_decay else optax.identity(),
+      optax.scale_by_learning_rate(schedule),
+  )
 
 
 def plateau_scale(

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from scipy import special
 
+from digitnet import augment
 from digitnet import config as config_lib
 from digitnet import model as model_lib
-from digitnet import parallel
+from digitnet import rng
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
 from digitnet.checkpoint import Damaged
@@ -19,10 +20,11 @@ from digitnet.data import kaggle
 from digitnet.data.corpus import NO_LABEL
 from digitnet.data.corpus import Split
 from digitnet.errors import UserError
-from digitnet.evaluate import evaluate
-from digitnet.metrics import Metrics
 from digitnet.model import DigitNet
 from digitnet.workdir import Workdir
+
+# Of the changes of test-time augmentation, which are the same in every run.
+_VIEWS_SEED = 0
 
 
 class Predictor:
@@ -41,7 +43,7 @@ class Predictor:
     """
     run = Workdir(workdir)
     self.config = run.load_config()
-    config_lib.validate(self.config)
+    config_lib.validate_network(self.config)
     model = DigitNet(**self.config.model)
     none_yet = UserError(f'{run.path}: no checkpoint yet; train first')
     if not run.checkpoints.is_dir():
@@ -65,41 +67,49 @@ class Predictor:
         ) from None
     self.dataset = progress.dataset
     self._params = params
-    self._model = model
     self._infer_step = jax.jit(steps.make_infer_step(model))
+    strengths = augment.Strengths(**self.config.augment)
+    self._infer_view_step = jax.jit(steps.make_infer_step(model, strengths))
 
-  def probs(self, images: np.ndarray) -> np.ndarray:
+  def probs(self, images: np.ndarray, num_views: int = 1) -> np.ndarray:
     """The probability of each digit.
 
     Quick for a single image. Each new N up to the config's `eval_batch_size` is
     compiled first, which takes a second.
 
     Args:
-      images: [N, 28, 28, 1] uint8, white on black.
+      images: [N, 28, 28, 1] uint8, white on black; at least one.
+      num_views: with more than one (test-time augmentation), the mean over the images
+        as they are and as the run's own augmentation changes them, in the same way
+        for all images.
 
     Returns:
       [N, 10] float32, rows summing to 1.
     """
-    size = max(1, min(self.config.eval_batch_size, len(images)))
+    return np.mean(
+        [self._probs_of_view(images, view) for view in range(num_views)], axis=0
+    )
+
+  def _probs_of_view(self, images, view):
+    size = min(self.config.eval_batch_size, len(images))
     missing = -len(images) % size
     padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    infer_step = self._infer_step if view == 0 else self._infer_view_step
+    key = jax.random.fold_in(rng.stream_key(_VIEWS_SEED, 'views'), view)
     logits = [
-        np.asarray(self._infer_step(self._params, padded[start : start + size]))
+        np.asarray(infer_step(self._params, padded[start : start + size], key))
         for start in range(0, len(padded), size)
     ]
     return special.softmax(np.concatenate(logits)[: len(images)], axis=-1)
 
-  def score(self, split: Split) -> Metrics:
-    """Sums over the examples that have a label, on all devices."""
-    num_devices = jax.device_count()
-    size = min(self.config.eval_batch_size, len(split))
-    metrics, _ = evaluate(
-        parallel.pmap(steps.make_eval_step(self._model)),
-        parallel.replicate(self._params),
-        split,
-        batch_size=-(-size // num_devices) * num_devices,
-    )
-    return metrics
+
+def mean_probs(
+    predictors: Sequence[Predictor], images: np.ndarray, num_views: int = 1
+) -> np.ndarray:
+  """The mean of the probabilities of an ensemble: [N, 10]; see `Predictor.probs`."""
+  return np.mean(
+      [predictor.probs(images, num_views) for predictor in predictors], axis=0
+  )
 
 
 def read_files(paths: Sequence[str]) -> Split:

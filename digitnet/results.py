@@ -31,7 +31,8 @@ def collect(
   Args:
     dataset: what was trained and scored on.
     progress: of the whole run.
-    test: sums over the labelled test examples; of none where none is labelled.
+    test: sums over the labelled test examples; of none where none is labelled, or
+      the test split stays sealed.
     num_params: of the network.
     steps: updates done.
     seed: of the run.
@@ -92,7 +93,7 @@ def git_commit() -> str | None:
 def describe(summary: dict[str, float | int] | None) -> str:
   """'99.31% right, 193 of 28,000 wrong, loss 0.0216' of a summary of metrics."""
   if summary is None:
-    return 'no labels to score'
+    return 'not scored'
   return (
       f'{summary["accuracy"]:.2%} right, {summary["num_errors"]:,} of'
       f' {summary["num_examples"]:,} wrong, loss {summary["loss"]:.4f}'

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 # One number a purpose, so that no two purposes ever share a key.
-STREAMS = {'init': 0, 'dropout': 1, 'augment': 2}
+STREAMS = {'init': 0, 'dropout': 1, 'augment': 2, 'views': 3}
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:

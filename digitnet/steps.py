@@ -27,11 +27,18 @@ class TrainState(struct.PyTreeNode):
     step: [] int32, the number of updates done.
     params: the network's parameters.
     opt_state: the optimizer's state, Adam's moments among it.
+    average: the moving average of `params`; None where none is kept.
   """
 
   step: jax.Array
   params: dict
   opt_state: optax.OptState
+  average: dict | None = None
+
+  @property
+  def evaluated(self) -> dict:
+    """The parameters that are validated and used: the average, if there is one."""
+    return self.params if self.average is None else self.average
 
 
 class Examples(struct.PyTreeNode):
@@ -73,10 +80,15 @@ class StepReport(struct.PyTreeNode):
 
 
 def init_state(
-    params: dict, optimizer: optax.GradientTransformation
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    has_average: bool = False,
 ) -> TrainState:
   """The state before the first update."""
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+  average = jax.tree.map(jnp.copy, params) if has_average else None
+  return TrainState(
+      jnp.zeros((), jnp.int32), params, optimizer.init(params), average
+  )
 
 
 def to_float(images: jax.Array) -> jax.Array:
@@ -88,8 +100,11 @@ def make_train_step(
     model: DigitNet,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    affine: augment.Affine,
+    strengths: augment.Strengths,
     seed: int,
+    clip_norm: float = 0.0,
+    label_smoothing: float = 0.0,
+    average_decay: float = 0.0,
 ) -> Callable:
   """Builds `train_step(state, examples, batch, lr_scale) -> state, StepReport`.
 
@@ -100,8 +115,13 @@ def make_train_step(
     model: the network.
     optimizer: follows `schedule`.
     schedule: learning rate by step; the step applies `lr_scale` on top.
-    affine: strengths of the augmentation.
+    strengths: of the augmentation.
     seed: root of the random streams.
+    clip_norm: gradients are scaled down to this global norm; 0 lets all pass.
+    label_smoothing: the part of a label that is spread over all classes (Szegedy et
+      al., 2016); the reported loss has none.
+    average_decay: of the state's moving average of the parameters, if it has one; in
+      the first steps less, as they would else stay at the initial ones.
   """
 
   def train_step(state, examples, batch, lr_scale):
@@ -110,7 +130,7 @@ def make_train_step(
     dropout_keys = rng.example_keys(seed, 'dropout', state.step, places)
     augment_keys = rng.example_keys(seed, 'augment', state.step, places)
     images = to_float(examples.images[batch.indices])
-    images = augment.affine(images, augment_keys, affine)
+    images = augment.augment(images, augment_keys, strengths)
     labels = examples.labels[batch.indices]
 
     # Scaled so that the mean over devices is the mean over the real examples
@@ -120,35 +140,42 @@ def make_train_step(
     def loss_fn(params):
       logits = model.apply({'params': params}, images, dropout_keys)
       metrics = BatchMetrics.compute(logits, labels, batch.mask)
-      return metrics.loss / mean_count, metrics
+      loss = metrics.loss
+      if label_smoothing:
+        evenly = -jax.nn.log_softmax(logits).mean(axis=-1)
+        loss *= 1 - label_smoothing
+        loss += label_smoothing * jnp.sum(jnp.where(batch.mask, evenly, 0))
+      return loss / mean_count, metrics
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
     grads = parallel.pmean(grads)
     # Apart, so that the squares are summed as they are made, and not stored for
     # Adam, which needs the same ones.
     grad_norm = optax.global_norm(lax.optimization_barrier(grads))
-    params, opt_state = _update(
-        optimizer, grads, grad_norm, state.opt_state, state.params, lr_scale
-    )
+    if clip_norm:
+      scale = jnp.minimum(1, clip_norm / grad_norm)
+      grads = jax.tree.map(lambda x: x * scale, grads)
+    decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
+    state_after = _update(optimizer, state, grads, grad_norm, lr_scale, decay)
     report = StepReport(
         metrics=lax.psum(metrics, AXIS),
         grad_norm=grad_norm,
         learning_rate=schedule(state.step) * lr_scale,
     )
-    return TrainState(state.step + 1, params, opt_state), report
+    return state_after, report
 
   return train_step
 
 
-def _update(optimizer, grads, grad_norm, opt_state, params, lr_scale):
-  """One step of the optimizer, in place on donated arrays: params, opt_state.
+def _update(optimizer, state, grads, grad_norm, lr_scale, decay):
+  """The state after one step of the optimizer, in place on donated arrays.
 
   Where the gradients are not finite, the parameters stay as they were. That also
   tells XLA that none changes before all gradients are known, without which it
   would first copy each, for whatever might still read it.
   """
-  grads, opt_state, params = parallel.with_device_axis(
-      (grads, opt_state, params)
+  grads, opt_state, params, average = parallel.with_device_axis(
+      (grads, state.opt_state, state.params, state.average)
   )
   updates, opt_state = optimizer.update(grads, opt_state, params)
   is_finite = jnp.isfinite(grad_norm)
@@ -156,7 +183,12 @@ def _update(optimizer, grads, grad_norm, opt_state, params, lr_scale):
       lambda x: jnp.where(is_finite, lr_scale * x, 0), updates
   )
   params = optax.apply_updates(params, updates)
-  return parallel.without_device_axis((params, opt_state))
+  if average is not None:
+    average = optax.incremental_update(params, average, 1 - decay)
+  return TrainState(
+      state.step + 1,
+      *parallel.without_device_axis((params, opt_state, average)),
+  )
 
 
 def make_eval_step(model: DigitNet) -> Callable:
@@ -180,6 +212,19 @@ def make_eval_step(model: DigitNet) -> Callable:
   return eval_step
 
 
-def make_infer_step(model: DigitNet) -> Callable:
-  """Builds `infer_step(params, images) -> logits`: [N, 28, 28, 1] uint8 to [N, 10]."""
-  return lambda params, images: model.apply({'params': params}, to_float(images))
+def make_infer_step(
+    model: DigitNet, strengths: augment.Strengths | None = None
+) -> Callable:
+  """Builds `infer_step(params, images) -> logits`: [N, 28, 28, 1] uint8 to [N, 10].
+
+  With `strengths` it takes a key as well, and changes all images alike by it.
+  """
+
+  def infer_step(params, images, key=None):
+    images = to_float(images)
+    if strengths is not None:
+      keys = jnp.repeat(key[None], len(images))
+      images = augment.augment(images, keys, strengths)
+    return model.apply({'params': params}, images)
+
+  return infer_step

@@ -108,12 +108,14 @@ def _train_and_evaluate(config, run):
     params = cluster.arrays_from_main(params, model_lib.abstract_params(model))
 
   # The network that is best on validation is scored on test, once.
-  test_metrics, logits = evaluate(
-      eval_step,
-      parallel.replicate(params),
-      dataset.test,
-      config.eval_batch_size,
-  )
+  test_metrics, logits = Metrics(), None
+  if config.score_test:
+    test_metrics, logits = evaluate(
+        eval_step,
+        parallel.replicate(params),
+        dataset.test,
+        config.eval_batch_size,
+    )
   results = results_lib.collect(
       dataset,
       progress,
@@ -125,7 +127,8 @@ def _train_and_evaluate(config, run):
       digests,
   )
   if cluster.is_main():
-    run.write_predictions(logits.argmax(axis=-1), plan.last_step)
+    if logits is not None:
+      run.write_predictions(logits.argmax(axis=-1), plan.last_step)
     run.write_results(results)
   return results
 
@@ -151,10 +154,19 @@ def train(
       plan.warmup,
   )
   optimizer = optim.make_optimizer(
-      schedule, config.optim.b1, config.optim.b2, config.optim.eps
+      schedule,
+      config.optim.b1,
+      config.optim.b2,
+      config.optim.eps,
+      config.optim.weight_decay,
   )
   state, progress = start_or_resume(
-      checkpoints, model, optimizer, config.seed, dataset
+      checkpoints,
+      model,
+      optimizer,
+      config.seed,
+      dataset,
+      has_average=config.optim.average_decay > 0,
   )
   step = resumed_step = int(state.step)
   if step > plan.last_step:
@@ -177,9 +189,17 @@ def train(
       steps.Examples(dataset.train.images, dataset.train.labels)
   )
   lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
-  affine = augment.Affine(**config.augment)
   train_step = parallel.pmap(
-      steps.make_train_step(model, optimizer, schedule, affine, config.seed),
+      steps.make_train_step(
+          model,
+          optimizer,
+          schedule,
+          augment.Strengths(**config.augment),
+          config.seed,
+          config.optim.clip_norm,
+          config.optim.label_smoothing,
+          config.optim.average_decay,
+      ),
       donate_argnums=(0,),
   )
 
@@ -241,7 +261,7 @@ def train(
       with pace.pause():
         if validation.is_due(step):
           try:
-            validation.run(step, state.params, stop.check)
+            validation.run(step, state.evaluated, stop.check)
           except Stopped:
             if stop.signum is None:
               raise
@@ -308,6 +328,7 @@ def start_or_resume(
     optimizer: optax.GradientTransformation,
     seed: int,
     dataset: Dataset,
+    has_average: bool,
 ) -> tuple[steps.TrainState, Progress]:
   """The newest good checkpoint, or else the state before the first step.
 
@@ -318,7 +339,7 @@ def start_or_resume(
 
   def init():
     params = model_lib.init_params(model, rng.stream_key(seed, 'init'))
-    return steps.init_state(params, optimizer)
+    return steps.init_state(params, optimizer, has_average)
 
   here = machine.shape()
   like = jax.eval_shape(init)

@@ -84,7 +84,7 @@ def time_saves(folder: pathlib.Path, repeats: int, num_steps: int) -> dict:
   lr_scale = parallel.replicate(np.float32(1))
   train_step = parallel.pmap(
       steps.make_train_step(
-          model, optimizer, schedule, augment.Affine(**config.augment), 0
+          model, optimizer, schedule, augment.Strengths(**config.augment), 0
       ),
       donate_argnums=(0,),
   )

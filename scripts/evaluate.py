@@ -4,10 +4,15 @@
     python scripts/evaluate.py --workdir=runs/default \\
         t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz
     python scripts/evaluate.py --workdir=runs/default --split=validation
+    python scripts/evaluate.py --workdir=A --workdir=B --views=9 --split=test
 
 FILES are CSV files in Kaggle's form with labels, or IDX files of images, each
 followed by its labels. Without FILES the run's own data are loaded as its config
-says, and one split of them is scored. The result is one JSON object.
+says, and one split of them is scored. Of several runs it is the mean of their
+probabilities that is scored. The result is one JSON object: with the mean loss and the
+accuracy, the expected calibration error in 15 bins, and the accuracy on the 99 % of the
+images that the network is surest of. With --corruptions there is one for each kind of
+damage that digitnet/corruptions.py does to the images.
 """
 
 import argparse
@@ -22,42 +27,69 @@ def main() -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--workdir', required=True, help='of the run to use')
+  parser.add_argument(
+      '--workdir', required=True, action='append', help='of a run; once for each'
+  )
+  parser.add_argument(
+      '--views',
+      type=cli.positive,
+      default=1,
+      help='mean over as many views of each image, changed as in training',
+  )
   parser.add_argument(
       '--split',
       choices=('train', 'validation', 'test'),
       default='validation',
       help='of the run\'s own data, without FILES; default: validation',
   )
+  parser.add_argument(
+      '--corruptions', action='store_true', help='score damaged images too'
+  )
   parser.add_argument('files', nargs='*', metavar='FILES')
   args = parser.parse_args()
   environment.prepare()
   # After the arguments: importing JAX takes a second.
+  from digitnet import calibration
+  from digitnet import corruptions
   from digitnet import predict
   from digitnet.data import sources
   from digitnet.errors import UserError
+  from digitnet.metrics import Metrics
 
-  predictor = predict.Predictor(args.workdir)
+  predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   if args.files:
     name = ', '.join(args.files)
     examples = predict.read_files(args.files)
   else:
     dataset = sources.load(
-        lambda line: print(line, file=sys.stderr), **predictor.config.data
+        lambda line: print(line, file=sys.stderr), **predictors[0].config.data
     )
-    if dataset.fingerprint != predictor.dataset:
-      raise UserError(
-          f'the data are not those the run was trained on ({predictor.dataset} ->'
-          f' {dataset.fingerprint}); bring them back, or name files to score'
-      )
+    for workdir, predictor in zip(args.workdir, predictors):
+      if dataset.fingerprint != predictor.dataset:
+        raise UserError(
+            f'the data are not those {workdir} was trained on ({predictor.dataset} ->'
+            f' {dataset.fingerprint}); bring them back, or name files to score'
+        )
     name = f'{dataset.name}, {args.split}'
     examples = getattr(dataset, args.split)
   if not examples.labelled:
     raise UserError(
         'no labels to score against; scripts/predict.py reads images without'
     )
-  metrics = predictor.score(examples)
-  print(json.dumps({'dataset': name, **metrics.summary()}))
+  is_labelled = examples.labels >= 0
+  images, labels = examples.images[is_labelled], examples.labels[is_labelled]
+  for kind in corruptions.CORRUPTIONS if args.corruptions else ('clean',):
+    probs = predict.mean_probs(
+        predictors, corruptions.corrupt(kind, images), args.views
+    )
+    scores = {
+        'dataset': name,
+        'images': kind,
+        **Metrics.of_probs(probs, labels).summary(),
+        'calibration_error': calibration.expected_calibration_error(probs, labels),
+        'accuracy_at_99_coverage': calibration.selective_accuracy(probs, labels),
+    }
+    print(json.dumps(scores), flush=True)
 
 
 if __name__ == '__main__':

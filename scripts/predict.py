@@ -2,10 +2,11 @@
 
     python scripts/predict.py --workdir=runs/default test.csv
     python scripts/predict.py --workdir=runs/default t10k-images-idx3-ubyte.gz
+    python scripts/predict.py --workdir=A --workdir=B --submission test.csv > sub.csv
 
 FILES are CSV files in Kaggle's form or IDX files of images, gzipped or not. One
 line an image goes to standard output: its id from 1, the label, and the
-probability of each digit.
+probability of each digit. Of several runs it is the mean of their probabilities.
 """
 
 import argparse
@@ -20,7 +21,18 @@ def main() -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--workdir', required=True, help='of the run to use')
+  parser.add_argument(
+      '--workdir', required=True, action='append', help='of a run; once for each'
+  )
+  parser.add_argument(
+      '--views',
+      type=cli.positive,
+      default=1,
+      help='mean over as many views of each image, changed as in training',
+  )
+  parser.add_argument(
+      '--submission', action='store_true', help="Kaggle's two columns alone"
+  )
   parser.add_argument('files', nargs='+', metavar='FILES')
   args = parser.parse_args()
   environment.prepare()
@@ -28,11 +40,14 @@ def main() -> None:
   from digitnet import predict
 
   images = predict.read_files(args.files).images
-  probs = predict.Predictor(args.workdir).probs(images)
+  predictors = [predict.Predictor(workdir) for workdir in args.workdir]
+  probs = predict.mean_probs(predictors, images, args.views)
   writer = csv.writer(sys.stdout, lineterminator='\n')
-  writer.writerow(['ImageId', 'Label', *(f'prob{digit}' for digit in range(10))])
+  digits = [] if args.submission else [f'prob{digit}' for digit in range(10)]
+  writer.writerow(['ImageId', 'Label', *digits])
   for number, row in enumerate(probs, start=1):
-    writer.writerow([number, row.argmax(), *(f'{prob:.6f}' for prob in row)])
+    shown = [] if args.submission else [f'{prob:.6f}' for prob in row]
+    writer.writerow([number, row.argmax(), *shown])
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The affine change: what it does to an image, and whose chance it is."""
+"""The random changes: what each does to an image, and whose chance it is."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,9 @@ import pytest
 
 from digitnet import augment
 
-NONE = dict(rotation=0.0, zoom=0.0, shear=0.0, translation=0.0)
-
 
 def _keys(num):
   return jax.random.split(jax.random.key(0), num)
-
-
-def _strength(**change):
-  return augment.Affine(**{**NONE, **change})
 
 
 def _blob(rows, columns):
@@ -34,18 +28,20 @@ def _centre(image):
 def test_zero_strength_is_the_identity(digits):
   """The sampling grid is off by a fraction of a pixel."""
   images = jnp.asarray(digits(3)[0], jnp.float32)
-  out = augment.affine(images, _keys(3), _strength())
+  out = augment.augment(images, _keys(3), augment.Strengths())
   assert out is images
   # Tiny strengths take the sampling path, and come out the same.
-  out = augment.affine(images, _keys(3), _strength(rotation=1e-9))
+  out = augment.augment(images, _keys(3), augment.Strengths(rotation=1e-9))
   np.testing.assert_allclose(out, images, atol=1e-3)
 
 
 def test_values_stay_in_range(digits):
   """Pixels overshoot, or the outside is not background."""
   images = jnp.asarray(digits(4)[0], jnp.float32) / 255
-  strength = augment.Affine(rotation=45, zoom=0.4, shear=0.5, translation=6)
-  out = augment.affine(images, _keys(4), strength)
+  strengths = augment.Strengths(
+      rotation=45, zoom=0.4, shear=0.5, translation=6, elastic=3, thickness=1, cutout=4
+  )
+  out = augment.augment(images, _keys(4), strengths)
   assert out.shape == images.shape and out.dtype == images.dtype
   assert 0 <= out.min() and out.max() <= 1
 
@@ -54,7 +50,7 @@ def test_values_stay_in_range(digits):
 def test_rotation_turns_about_the_centre(where):
   """The image is moved, or turned by radians taken for degrees."""
   blob = jnp.repeat(_blob(*where), 64, axis=0)
-  out = augment.affine(blob, _keys(64), _strength(rotation=30))
+  out = augment.augment(blob, _keys(64), augment.Strengths(rotation=30))
   start = np.array(where) - 13.5
   angles = []
   for image in out:
@@ -69,7 +65,7 @@ def test_rotation_turns_about_the_centre(where):
 def test_translation_is_in_pixels_for_each_axis():
   """One draw moves both axes, or the strength is a fraction."""
   blob = jnp.repeat(_blob(13, 14), 64, axis=0)
-  out = augment.affine(blob, _keys(64), _strength(translation=3))
+  out = augment.augment(blob, _keys(64), augment.Strengths(translation=3))
   moves = np.array([_centre(image) for image in out]) - [13, 14]
   assert np.abs(moves).max() <= 3.01
   assert (moves.min(axis=0) < -2.5).all() and (moves.max(axis=0) > 2.5).all()
@@ -79,7 +75,7 @@ def test_translation_is_in_pixels_for_each_axis():
 def test_zoom_scales_the_distance_from_the_centre():
   """Enlarging shrinks, or only one axis is scaled."""
   blob = jnp.repeat(_blob(7.5, 19.5), 64, axis=0)
-  out = augment.affine(blob, _keys(64), _strength(zoom=0.2))
+  out = augment.augment(blob, _keys(64), augment.Strengths(zoom=0.2))
   scales = (np.array([_centre(i) for i in out]) - 13.5) / [-6, 6]
   assert (scales > 0.79).all() and (scales < 1.21).all()
   assert (scales.min(axis=0) < 0.85).all() and (scales.max(axis=0) > 1.15).all()
@@ -88,16 +84,67 @@ def test_zoom_scales_the_distance_from_the_centre():
 def test_shear_moves_columns_by_rows():
   """Rows are slanted, where columns should be."""
   blob = jnp.repeat(_blob(8.5, 13.5), 64, axis=0)
-  out = augment.affine(blob, _keys(64), _strength(shear=0.4))
+  out = augment.augment(blob, _keys(64), augment.Strengths(shear=0.4))
   moves = np.array([_centre(image) for image in out]) - [8.5, 13.5]
   assert np.abs(moves[:, 0]).max() < 0.1
   assert np.abs(moves[:, 1]).max() == pytest.approx(0.4 * 5, abs=0.2)
 
 
+def test_elastic_bends_smoothly_by_pixels():
+  """The strength is not in pixels, all move alike, or neighbours are torn apart."""
+  size = (28, 28)
+  moves = jnp.stack([
+      augment._displacements(size, key, augment.Strengths(elastic=2.0)) for key in _keys(50)
+  ])
+  assert moves.shape == (50, 2, 28, 28)
+  # A cubic through normal draws swings less between them than at them.
+  assert 1.2 < float(moves.std()) < 2.4
+  across = np.abs(np.diff(moves, axis=-1))
+  assert 0.02 < across.mean() and across.max() < 2.0
+  assert float(jnp.abs(moves[:, :, 0, 0] - moves[:, :, -1, -1]).mean()) > 1
+
+
+def test_thickness_goes_both_ways(digits):
+  """Strokes only grow, or change by more than one pixel."""
+  images = jnp.asarray(digits(1)[0], jnp.float32) / 255
+  out = augment.augment(jnp.repeat(images, 64, axis=0), _keys(64), augment.Strengths(thickness=1))
+  mass = np.asarray(out.sum(axis=(1, 2, 3)) / images.sum())
+  assert mass.min() < 0.8 and mass.max() > 1.2
+  ones = jnp.zeros((1, 28, 28, 1)).at[0, 10:18, 10:18].set(1.0)
+  out = augment.augment(jnp.repeat(ones, 64, axis=0), _keys(64), augment.Strengths(thickness=1))
+  # The inside and what is two pixels away stay as they are.
+  np.testing.assert_array_equal(out[:, 11:17, 11:17], 1)
+  assert float(out[:, :9].max()) == 0 and 0.9 < float(out[:, 9, 13].max()) < 1
+
+
+def test_cutout_is_a_square_of_its_side():
+  """The side is a radius, or the square is not black or never at the border."""
+  images = jnp.ones((200, 28, 28, 1))
+  out = np.asarray(
+      augment.augment(images, _keys(200), augment.Strengths(cutout=6))
+  )
+  assert set(np.unique(out)) == {0.0, 1.0}
+  holes = (out == 0).sum(axis=(1, 2, 3))
+  assert holes.max() == 36 and holes.min() < 30
+  for hole in out[..., 0] == 0:
+    rows, columns = hole.any(axis=1).sum(), hole.any(axis=0).sum()
+    assert hole.sum() == rows * columns and max(rows, columns) <= 6
+
+
+def test_each_change_has_draws_of_its_own(digits):
+  """Another change that is switched on alters how far the images are turned."""
+  images = jnp.asarray(digits(4)[0], jnp.float32) / 255
+  turned = augment.augment(images, _keys(4), augment.Strengths(rotation=20))
+  cut = augment.augment(images, _keys(4), augment.Strengths(rotation=20, cutout=5))
+  is_same = np.isclose(cut, turned, atol=1e-5)
+  assert np.asarray(cut)[~is_same].max(initial=0) == 0
+  assert 0.9 < is_same.mean() < 1
+
+
 def test_chance_belongs_to_the_example(digits):
   """An example's change depends on the batch it is in."""
   images = jnp.asarray(digits(6)[0], jnp.float32)
-  strength = _strength(rotation=20, translation=2)
-  out = augment.affine(images, _keys(6), strength)
-  alone = augment.affine(images[4:5], _keys(6)[4:5], strength)
+  strengths = augment.Strengths(rotation=20, elastic=1, thickness=0.5, cutout=4)
+  out = augment.augment(images, _keys(6), strengths)
+  alone = augment.augment(images[4:5], _keys(6)[4:5], strengths)
   np.testing.assert_allclose(out[4:5], alone, atol=1e-3)

@@ -16,7 +16,7 @@ from digitnet.progress import Progress
 from etils import epath
 
 
-def _state(width=8, step=0, value=None):
+def _state(width=8, step=0, value=None, has_average=False):
   net = model_lib.DigitNet(
       ((2,),), (3,), (0.0,), (width,), (0.0,), 'float32', 'float32'
   )
@@ -24,6 +24,7 @@ def _state(width=8, step=0, value=None):
   state = steps.init_state(
       model_lib.init_params(net, jax.random.key(1)),
       optim.make_optimizer(schedule, 0.9, 0.999, 1e-8),
+      has_average,
   )
   if value is not None:
     state = jax.tree.map(lambda x: jnp.full_like(x, value), state)
@@ -50,11 +51,15 @@ def open_folder(tmp_path):
     one.close()
 
 
-def test_round_trip_is_exact(open_folder):
+@pytest.mark.parametrize('has_average', [False, True])
+def test_round_trip_is_exact(open_folder, has_average):
   """A moment, a step or a progress field is lost or cast."""
   checkpoints = open_folder()
-  state = _state(step=7)
-  state = state.replace(opt_state=jax.tree.map(lambda x: x + 3, state.opt_state))
+  state = _state(step=7, has_average=has_average)
+  state = state.replace(
+      opt_state=jax.tree.map(lambda x: x + 3, state.opt_state),
+      average=jax.tree.map(lambda x: x + 4, state.average),
+  )
   progress = _progress((5, 3), (7, 2))
   progress.window = Metrics(0.1 + 0.2, np.arange(100).reshape(10, 10))
   checkpoints.save(state, progress)
@@ -67,9 +72,10 @@ def test_round_trip_is_exact(open_folder):
   for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state)):
     assert a.dtype == b.dtype
     np.testing.assert_array_equal(a, b)
+  # What is used later is what was validated.
   params = again.restore_params(7, jax.eval_shape(lambda: state.params))
   np.testing.assert_array_equal(
-      params['dense1']['kernel'], state.params['dense1']['kernel']
+      params['dense1']['kernel'], state.evaluated['dense1']['kernel']
   )
   assert loaded.window.loss == progress.window.loss
   np.testing.assert_array_equal(loaded.window.confusion, progress.window.confusion)

@@ -47,7 +47,7 @@ def test_every_knob_is_read():
   whole = {
       'data': ('**config.data', r'\b', 'data/sources.py'),
       'model': ('**config.model', r'self\.', 'model.py'),
-      'augment': ('**config.augment', r'strength\.', 'augment.py'),
+      'augment': ('**config.augment', r'strengths\.', 'augment.py'),
   }
   for name in config_lib.RULES:
     group, _, field = name.rpartition('.')

@@ -1,5 +1,6 @@
 """The schedules' shapes, and the plateau as Keras counts it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -72,3 +73,21 @@ def test_optimizer_is_adam():
     wanted = -0.1 * first / (1 - 0.8**t)
     wanted /= np.sqrt(second / (1 - 0.9**t)) + 1e-3
     assert float(updates['w'][0]) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_weight_decay_is_apart_from_adam_and_spares_biases():
+  """The decay passes through Adam's moments, where it does nothing, or hits biases."""
+  params = {'layer': {'kernel': jnp.array([2.0]), 'bias': jnp.array([2.0])}}
+  grads = jax.tree.map(lambda x: jnp.array([0.3]), params)
+  schedule = optax.constant_schedule(0.1)
+  moves = []
+  for decay in (0.0, 0.05):
+    tx = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8, decay)
+    state = tx.init(params)
+    moves.append(tx.update(grads, state, params)[0]['layer'])
+  plain, decayed = moves
+  assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+  np.testing.assert_allclose(decayed['bias'], plain['bias'])
+  np.testing.assert_allclose(
+      decayed['kernel'], plain['kernel'] - 0.1 * 0.05 * 2.0, rtol=1e-5
+  )

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from digitnet import corruptions
 from digitnet import predict
 from digitnet.errors import UserError
 from tests.test_idx import _encode
@@ -43,6 +44,68 @@ def test_files_are_read_by_their_content(files, digits):
   )
 
 
+@pytest.fixture(scope='module')
+def other(train_tiny):
+  return train_tiny('6 steps')
+
+
+def test_an_ensemble_is_the_mean_of_its_members(workdir, other, digits):
+  """Members are voted, weighed unevenly, or only the last one counts."""
+  images, _ = digits(9)
+  members = [predict.Predictor(str(one)) for one in (workdir, other)]
+  a, b = (one.probs(images) for one in members)
+  assert np.abs(a - b).max() > 1e-3
+  np.testing.assert_allclose(
+      predict.mean_probs(members, images), (a + b) / 2, rtol=1e-5
+  )
+
+
+def test_views_change_the_image_and_nothing_else(workdir, digits):
+  """All views are alike, or an image is seen otherwise in other company."""
+  images, _ = digits(9)
+  predictor = predict.Predictor(str(workdir))
+  plain, two, three = (predictor.probs(images, views) for views in (1, 2, 3))
+  assert np.abs(plain - two).max() > 1e-4 and np.abs(two - three).max() > 1e-5
+  np.testing.assert_allclose(two.sum(axis=1), 1, rtol=1e-5)
+  np.testing.assert_allclose(predictor.probs(images[4:6], 3), three[4:6], atol=1e-5)
+
+
+def test_probs_of_any_number_of_images(workdir, digits):
+  """The padded tail is answered too, or the order is lost."""
+  images, _ = digits(150)  # of 64 at a time
+  predictor = predict.Predictor(str(workdir))
+  probs = predictor.probs(images)
+  assert probs.shape == (150, 10)
+  np.testing.assert_allclose(predictor.probs(images[140:]), probs[140:], atol=1e-5)
+
+
+def test_submission_has_kaggles_two_columns(workdir, other, files, run_python):
+  """Kaggle refuses the file, or it is of one member alone."""
+  process = run_python(
+      'scripts/predict.py', f'--workdir={workdir}', f'--workdir={other}', '--views=2',
+      '--submission', files / 'without.csv', check=True,
+  )
+  rows = process.stdout.splitlines()
+  assert rows[0] == 'ImageId,Label' and len(rows) == 8
+  images = predict.read_files([files / 'without.csv']).images
+  members = [predict.Predictor(str(one)) for one in (workdir, other)]
+  labels = predict.mean_probs(members, images, 2).argmax(axis=1)
+  assert rows[1:] == [f'{number},{label}' for number, label in enumerate(labels, 1)]
+
+
+def test_evaluate_scores_damaged_images(workdir, files, run_python):
+  """A corruption is left out, or scored against other labels."""
+  process = run_python(
+      'scripts/evaluate.py', f'--workdir={workdir}', '--corruptions',
+      files / 'images.gz', files / 'labels', check=True,
+  )
+  scores = [json.loads(line) for line in process.stdout.splitlines()]
+  assert [one['images'] for one in scores] == list(corruptions.CORRUPTIONS)
+  assert all(one['num_examples'] == 7 for one in scores)
+  # These digits fill their picture, so that there is nowhere to move them.
+  assert len({one['loss'] for one in scores}) == len(scores) - 1
+
+
 def test_predict_prints_the_same_for_every_format(workdir, files, run_python):
   """Two formats of the same images are read as different digits."""
   outs = [
@@ -67,7 +130,10 @@ def test_evaluate_scores_files_and_splits(workdir, files, run_python):
     )
     score = json.loads(process.stdout)
     assert score.pop('dataset') == f'{results["dataset"]}, {split}'
-    assert score == results[split]
+    assert score.pop('images') == 'clean'
+    assert 0 <= score.pop('calibration_error') < 1
+    assert score.pop('accuracy_at_99_coverage') >= results[split]['accuracy'] - 0.01
+    assert score == pytest.approx(results[split], rel=1e-5)
   scores = [
       json.loads(
           run_python('scripts/evaluate.py', f'--workdir={workdir}', *paths, check=True).stdout
@@ -90,7 +156,23 @@ def test_other_data_are_not_scored_as_the_runs_own(workdir, tmp_path, run_python
   (copy / 'config.json').write_text(json.dumps(config))
   process = run_python('scripts/evaluate.py', f'--workdir={copy}')
   assert process.returncode == 2
-  assert 'not those the run was trained on' in process.stderr
+  assert 'was trained on' in process.stderr
+
+
+def test_a_run_of_an_older_digitnet_is_used(workdir, tmp_path, digits):
+  """A knob that came later shuts off every network trained before."""
+  import shutil
+
+  copy = tmp_path / 'copy'
+  shutil.copytree(workdir, copy)
+  config = json.loads((copy / 'config.json').read_text())
+  del config['optim'], config['augment']['elastic'], config['data']['fold']
+  (copy / 'config.json').write_text(json.dumps(config))
+  images, _ = digits(3)
+  np.testing.assert_array_equal(
+      predict.Predictor(str(copy)).probs(images, 2),
+      predict.Predictor(str(workdir)).probs(images, 2),
+  )
 
 
 @pytest.mark.parametrize(

@@ -86,12 +86,16 @@ def test_training_commands(run_python, folder, prepared, tmp_path, command):
 
 
 @pytest.mark.parametrize('command', SCRIPTS)
-def test_script_commands(run_python, folder, trained, tiny_flags, command):
+def test_script_commands(run_python, folder, trained, tiny_flags, tmp_path, command):
   """A script of the README has other flags, or cannot find the package."""
   command = command.replace('FOLDER', str(folder)).replace('runs/quick', str(trained))
   _, words = _split(command.replace('--rounds=50', '--rounds=1'))
   if 'soak' in command:
     words += ['--', *tiny_flags()]
+  if 'ablate' in command:
+    words[1] = f'--output={tmp_path}'
+    for flag in tiny_flags({'duration': '2 steps'}):
+      words += ['--set', flag.removeprefix('--config.')]
   assert run_python(*words, check=True).stdout.strip()
 
 

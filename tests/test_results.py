@@ -33,4 +33,4 @@ def test_scores_are_written_out():
   """A score without its count."""
   summary = {'loss': 0.02, 'accuracy': 0.995, 'num_errors': 140, 'num_examples': 28000}
   assert results.describe(summary) == '99.50% right, 140 of 28,000 wrong, loss 0.0200'
-  assert 'no labels' in results.describe(None)
+  assert 'not scored' in results.describe(None)

@@ -22,7 +22,7 @@ def test_keys_are_all_different():
       for step in (0, 1, 2)
       for row in _data(rng.example_keys(seed, stream, step, places))
   ]
-  assert len(set(keys)) == len(keys) == 2 * 3 * 3 * 4
+  assert len(set(keys)) == len(keys) == 2 * 4 * 3 * 4
 
 
 def test_a_key_belongs_to_the_place():
@@ -34,7 +34,7 @@ def test_a_key_belongs_to_the_place():
 
 def test_streams_keep_their_numbers():
   """A new stream renumbers the old ones, and no run can be repeated."""
-  assert rng.STREAMS == {'init': 0, 'dropout': 1, 'augment': 2}
+  assert rng.STREAMS == {'init': 0, 'dropout': 1, 'augment': 2, 'views': 3}
 
 
 def test_threefry_is_jaxs_own():

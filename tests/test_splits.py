@@ -26,8 +26,8 @@ def _numbers(split):
   return images[:, 0, 0, 0] * 256 + images[:, 0, 1, 0]
 
 
-def _cut(corpus, split='card', seed=0):
-  return splits.cut(corpus, 'idx', split, seed)
+def _cut(corpus, split='card', seed=0, fold=0):
+  return splits.cut(corpus, 'idx', split, seed, fold)
 
 
 MNIST_LIKE = Corpus('small mnist', _numbered(0, 600), _numbered(600, 700))
@@ -57,6 +57,18 @@ def test_splits_are_disjoint_and_complete(corpus, split, sizes):
   np.testing.assert_array_equal(np.sort(np.concatenate(numbers)), np.arange(sum(sizes)))
   for part, of_part in zip((dataset.train, dataset.validation), numbers):
     np.testing.assert_array_equal(part.labels, of_part % 10)
+
+
+@pytest.mark.parametrize('split', ['card', 'standard'])
+def test_folds_take_turns_at_validation(split):
+  """Two folds share images, or the test images change with the fold."""
+  cuts = [_cut(MNIST_LIKE, split, fold=fold) for fold in range(splits.NUM_FOLDS)]
+  labelled = set(_numbers(cuts[0].train)) | set(_numbers(cuts[0].validation))
+  seen = np.concatenate([_numbers(one.validation) for one in cuts])
+  assert len(seen) == len(labelled) and set(seen) == labelled
+  for one in cuts:
+    np.testing.assert_array_equal(_numbers(one.test), _numbers(cuts[0].test))
+    assert set(_numbers(one.train)) == labelled - set(_numbers(one.validation))
 
 
 def test_publishers_test_part_stays_whole():

@@ -14,7 +14,8 @@ from digitnet import optim
 from digitnet import parallel
 from digitnet import steps
 
-NO_CHANGE = augment.Affine(0, 0, 0, 0)
+NO_CHANGE = augment.Strengths()
+CHANGE = augment.Strengths(20, 0.1, 0.1, 2, 0.5, 0.2, 2)
 
 
 @pytest.fixture
@@ -27,14 +28,16 @@ def net():
   return build
 
 
-def _start(net, learning_rate=0.01, affine=NO_CHANGE, seed=0):
+def _start(net, learning_rate=0.01, strengths=NO_CHANGE, seed=0, **options):
   schedule = optim.make_schedule('constant', learning_rate, 10, 0)
   optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
   params = model_lib.init_params(net, jax.random.key(seed))
   step = parallel.pmap(
-      steps.make_train_step(net, optimizer, schedule, affine, seed)
+      steps.make_train_step(
+          net, optimizer, schedule, strengths, seed, **options
+      )
   )
-  return steps.init_state(params, optimizer), step
+  return steps.init_state(params, optimizer, 'average_decay' in options), step
 
 
 def _run(step, state, images, labels, indices, mask, lr_scale=1.0):
@@ -100,14 +103,70 @@ def test_learning_rate_is_scaled(net, digits):
   np.testing.assert_allclose(moves[1], 0.25 * moves[0], rtol=1e-5)
 
 
+def test_clipping_scales_the_gradients_that_adam_sees(net, digits):
+  """The norm is clipped an array at a time, or short gradients are stretched."""
+  images, labels = digits(8)
+  moments, norms = [], []
+  for options in ({}, {'clip_norm': 0.1}, {'clip_norm': 1e6}):
+    state, step = _start(net(), **options)
+    after, report = _run(step, state, images, labels, range(8), [True] * 8)
+    moments.append(after.opt_state[0].mu)
+    norms.append(float(report.grad_norm))
+  assert norms[0] > 0.2 and norms[1] == norms[2] == pytest.approx(norms[0])
+  for free, clipped, loose in zip(*map(jax.tree.leaves, moments)):
+    np.testing.assert_allclose(clipped, free * 0.1 / norms[0], rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(loose, free, rtol=1e-5)
+
+
+def test_label_smoothing_is_minimized_and_not_reported(net, digits):
+  """The reported loss is no longer comparable, or padding is smoothed too."""
+  images, labels = digits(8)
+  mask = [True] * 6 + [False] * 2
+  state, plain = _start(net())
+  _, smooth = _start(net(), label_smoothing=0.1)
+  _, of_plain = _run(plain, state, images, labels, range(8), mask)
+  after, of_smooth = _run(smooth, state, images, labels, range(8), mask)
+  assert of_smooth.metrics.loss == pytest.approx(of_plain.metrics.loss, rel=1e-6)
+
+  def loss(params):
+    logits = net().apply({'params': params}, steps.to_float(images[:6]))
+    targets = optax.smooth_labels(jax.nn.one_hot(labels[:6], 10), 0.1)
+    return optax.softmax_cross_entropy(logits, targets).mean()
+
+  grads = jax.grad(loss)(state.params)
+  wanted = 0.1 * grads['logits']['kernel']
+  ours = after.opt_state[0].mu['logits']['kernel']
+  np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-8)
+
+
+def test_average_follows_the_parameters(net, digits):
+  """The average is of updates, never moves, or is what gradients are taken at."""
+  images, labels = digits(8)
+  plain_state, plain = _start(net())
+  state, step = _start(net(), average_decay=0.5)
+  average = state.average
+  for number in range(3):
+    state, _ = _run(step, state, images, labels, range(8), [True] * 8)
+    plain_state, _ = _run(plain, plain_state, images, labels, range(8), [True] * 8)
+    decay = min(0.5, (1 + number) / (10 + number))
+    average = jax.tree.map(
+        lambda x, new: decay * x + (1 - decay) * new, average, state.params
+    )
+  for ours, wanted in zip(jax.tree.leaves(state.average), jax.tree.leaves(average)):
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-7)
+  for ours, wanted in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain_state.params)):
+    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-6)
+  assert state.evaluated is state.average and plain_state.evaluated is plain_state.params
+
+
 def test_dropout_and_augmentation_follow_seed_and_step(net, digits):
   """Every step, or every seed, draws the same masks."""
   images, labels = digits(8)
   losses = {}
   for seed in (0, 1):
-    state, step = _start(net(0.5), seed=0, affine=augment.Affine(20, 0.1, 0.1, 2))
+    state, step = _start(net(0.5), seed=0, strengths=CHANGE)
     if seed:
-      _, step = _start(net(0.5), seed=seed, affine=augment.Affine(20, 0.1, 0.1, 2))
+      _, step = _start(net(0.5), seed=seed, strengths=CHANGE)
     for done in (0, 1):
       at = state.replace(step=jnp.int32(done))
       _, report = _run(step, at, images, labels, range(8), [True] * 8)

@@ -8,6 +8,10 @@ from digitnet.data.corpus import Split
 from digitnet.errors import UserError
 
 
+# Of the images that are not test, one of as many parts validates.
+NUM_FOLDS = 10
+
+
 def permutation(size: int, *key: int) -> np.ndarray:
   """A fixed random order of `range(size)`: [size] int64.
 
@@ -34,26 +38,34 @@ def _cut(pool: Split, sizes: tuple[int, ...], seed: int) -> list[Split]:
   return [pool.take(part) for part in np.split(order, np.cumsum(sizes))]
 
 
-def _card(corpus: Corpus, seed: int) -> list[Split]:
-  """The Kaggle layout: of MNIST's 70,000, 37,800 / 4,200 / 28,000.
+def _hold_out(pool: Split, fold: int) -> list[Split]:
+  """Train and validation: the tenth number `fold`, of `NUM_FOLDS`, validates."""
+  size = round(len(pool) / NUM_FOLDS)
+  before, validation, after = (
+      pool.take(part)
+      for part in np.split(np.arange(len(pool)), [fold * size, (fold + 1) * size])
+  )
+  return [_concatenate(before, after), validation]
+
+
+def _card(corpus: Corpus, seed: int) -> tuple[Split, Split]:
+  """The Kaggle layout: of MNIST's 70,000, 42,000 with a label and 28,000 for test.
 
   Where the test part comes without labels it is Kaggle's own and stays whole.
-  Otherwise two fifths of everything are test. Of the rest a tenth validates.
+  Otherwise two fifths of everything are test.
   """
   if corpus.test is not None and not corpus.test.labelled:
-    num_validation = round(0.1 * len(corpus.train))
-    validation, train = _cut(corpus.train, (num_validation,), seed)
-    return [train, validation, corpus.test]
+    (labelled,) = _cut(corpus.train, (), seed)
+    return labelled, corpus.test
   pool = corpus.train
   if corpus.test is not None:
     pool = _concatenate(corpus.train, corpus.test)
-  sizes = round(0.4 * len(pool)), round(0.06 * len(pool))
-  test, validation, train = _cut(pool, sizes, seed)
-  return [train, validation, test]
+  test, labelled = _cut(pool, (round(0.4 * len(pool)),), seed)
+  return labelled, test
 
 
-def _standard(corpus: Corpus, seed: int) -> list[Split]:
-  """MNIST's own cut: of its 60,000, 54,000 / 6,000; and its 10,000 test.
+def _standard(corpus: Corpus, seed: int) -> tuple[Split, Split]:
+  """MNIST's own cut: its 60,000 for training and validation, its 10,000 for test.
 
   A corpus without a test part of its own gives a seventh, as MNIST's is.
   """
@@ -67,15 +79,16 @@ def _standard(corpus: Corpus, seed: int) -> list[Split]:
         f" {corpus.name} has none: use config.data.split=card, or another"
         ' config.data.source'
     )
-  num_validation = round(0.1 * len(corpus.train))
-  validation, train = _cut(corpus.train, (num_validation,), seed)
-  return [train, validation, corpus.test]
+  (labelled,) = _cut(corpus.train, (), seed)
+  return labelled, corpus.test
 
 
 SPLITS = {'card': _card, 'standard': _standard}
 
 
-def cut(corpus: Corpus, source: str, split: str, seed: int) -> Dataset:
+def cut(
+    corpus: Corpus, source: str, split: str, seed: int, fold: int = 0
+) -> Dataset:
   """Cuts a corpus.
 
   Args:
@@ -83,11 +96,13 @@ def cut(corpus: Corpus, source: str, split: str, seed: int) -> Dataset:
     source: that source's name.
     split: a name in `SPLITS`.
     seed: of the permutation; equal seeds give equal splits.
+    fold: which tenth of the images that are not test validates, from 0.
 
   Raises:
     UserError: the corpus has no such split, or is too small for it.
   """
-  train, validation, test = SPLITS[split](corpus, seed)
+  labelled, test = SPLITS[split](corpus, seed)
+  train, validation = _hold_out(labelled, fold)
   if not (len(train) and len(validation) and len(test)):
     raise UserError(
         f'{corpus.name}: cut into {len(train)} train, {len(validation)}'

@@ -39,7 +39,7 @@ class Digitnet:
     schedule = optim.make_schedule('constant', 1e-3, 1, 0)
     optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
     params = traverse_util.unflatten_dict(weights, sep='/')
-    no_change = augment.Affine(0, 0, 0, 0)
+    no_change = augment.Strengths()
     self._train_step = parallel.pmap(
         steps.make_train_step(model, optimizer, schedule, no_change, 0), (0,)
     )

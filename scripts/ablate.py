@@ -1,0 +1,271 @@
+"""Compares changes of the recipe over several seeds, on validation alone.
+
+    python scripts/ablate.py --output=runs/ablations
+    python scripts/ablate.py --output=runs/mine --repeats=5 \\
+        baseline no_dropout 'optim.b2=0.99 optim.eps=1e-7'
+    python scripts/ablate.py --output=runs/short --set duration='3 epochs' no_dropout
+
+A variant is a name in configs/ablations.py, or changes of its baseline, KEY=VALUE with
+blanks between; without any, all names are run. Each repeat has a seed of its own, and
+its own tenth of the labelled images for validation, the same for all variants: these
+are compared in pairs (Student's t-test). The test split stays sealed, unless
+--score_test says otherwise. The same command again runs what is not finished yet.
+
+Left in --output: the workdir of each run, and ablations.md, .csv and, where matplotlib
+is installed, .png.
+"""
+
+import argparse
+import concurrent.futures
+import csv
+import importlib.util
+import pathlib
+import statistics
+import subprocess
+import sys
+
+from digitnet import cli
+from digitnet.errors import UserError
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_COLUMNS = ('variant', 'repeats', 'error', 'std', 'difference', 'p', 'test_error',
+            'images_per_second', 'parameters')  # fmt: skip
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('variants', nargs='*', metavar='VARIANT')
+  parser.add_argument('--output', required=True, type=pathlib.Path)
+  parser.add_argument('--repeats', type=cli.positive, default=3, help='default: 3')
+  parser.add_argument(
+      '--set',
+      action='append',
+      default=[],
+      metavar='KEY=VALUE',
+      help='a change of the config of all runs',
+  )
+  parser.add_argument(
+      '--jobs', type=cli.positive, default=1, help='runs at a time; default: 1'
+  )
+  parser.add_argument('--score_test', action='store_true', help='unseal the test split')
+  args = parser.parse_args()
+  sys.path.insert(0, str(_ROOT))  # for configs, which are not installed
+  from configs import ablations
+
+  variants = args.variants or list(ablations.ABLATIONS)
+  for variant in variants:
+    if '=' not in variant and variant not in ablations.ABLATIONS:
+      raise UserError(
+          f'{variant}: neither KEY=VALUE nor a name in configs/ablations.py, which'
+          f' has {", ".join(ablations.ABLATIONS)}'
+      )
+  if 'baseline' not in variants:
+    variants = ['baseline', *variants]
+  for variant in variants:
+    _check(variant, args)
+  args.output.mkdir(parents=True, exist_ok=True)
+  results = _run_all(variants, args)
+  rows = summarize(results)
+  table = format_table(rows)
+  print(table)
+  (args.output / 'ablations.md').write_text(table + '\n')
+  with (args.output / 'ablations.csv').open('w', newline='') as file:
+    writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+  if importlib.util.find_spec('matplotlib'):
+    _plot(results, args.output / 'ablations.png')
+
+
+def _run_all(variants, args):
+  """What results.json of each run holds, by variant: one a repeat, None if it failed."""
+  jobs = {}
+  with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    for repeat in range(args.repeats):
+      for variant in variants:
+        jobs[variant, repeat] = pool.submit(_run, variant, repeat, args)
+    try:
+      return {
+          variant: [jobs[variant, repeat].result() for repeat in range(args.repeats)]
+          for variant in variants
+      }
+    except BaseException:
+      for job in jobs.values():
+        job.cancel()
+      raise
+
+
+def _config_flags(variant, repeat, args):
+  """The flags of main.py that make one run's config."""
+  name, changes = variant, []
+  if '=' in variant:
+    name, changes = 'baseline', variant.split()
+  changes = [
+      f'seed={repeat}', f'data.fold={repeat % 10}', f'score_test={args.score_test}',
+      *args.set, *changes,
+  ]  # fmt: skip
+  return [
+      f'--config={_ROOT}/configs/ablations.py:{name}',
+      *(f'--config.{change}' for change in changes),
+  ]
+
+
+def _check(variant, args):
+  """Raises UserError now for what main.py would refuse after hours of other runs."""
+  from absl import flags
+  from digitnet import config as config_lib
+  from ml_collections import config_flags
+
+  values = flags.FlagValues()
+  argv = ['main.py', *_config_flags(variant, 0, args)]
+  config = config_flags.DEFINE_config_file(
+      'config', flag_values=values, sys_argv=argv
+  )
+  try:
+    values(argv)
+    config_lib.validate(config.value)
+  # Whatever a config file or its overrides raise is the user's to mend.
+  except Exception as error:  # pylint: disable=broad-except
+    raise UserError(f'{variant}: {error}') from None
+
+
+def _run(variant, repeat, args):
+  """One run of main.py; None where training failed."""
+  from digitnet.workdir import Workdir
+
+  workdir = args.output / variant.replace('/', '_') / f'repeat_{repeat}'
+  workdir.parent.mkdir(parents=True, exist_ok=True)
+  with workdir.with_suffix('.log').open('w') as log:
+    process = subprocess.run(
+        [
+            sys.executable, _ROOT / 'main.py', f'--workdir={workdir}',
+            *_config_flags(variant, repeat, args),
+        ],
+        stdout=log, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+  last = (process.stderr.strip().splitlines() or ['no word'])[-1]
+  if process.returncode == 0:
+    results = Workdir(str(workdir)).load_results()
+    print(
+        f'{variant}, repeat {repeat}: {results["validation"]["num_errors"]} of'
+        f' {results["validation"]["num_examples"]:,} wrong',
+        file=sys.stderr,
+        flush=True,
+    )
+    return results
+  if process.returncode == 1:
+    print(f'{variant}, repeat {repeat}: failed: {last}', file=sys.stderr, flush=True)
+    return None
+  raise UserError(f'{variant}, repeat {repeat}: {last}')
+
+
+def summarize(results: dict[str, list[dict | None]]) -> list[dict]:
+  """The table's rows, the baseline first.
+
+  Args:
+    results: by variant, what results.json of each repeat holds.
+
+  Returns:
+    For each variant: `error` and `test_error`, means in percent, and `std` over the
+    repeats; `difference`, in points to the baseline over the repeats that both have,
+    and `p`, of the paired t-test; None where there is nothing to say.
+  """
+  baseline = _errors(results['baseline'], 'validation')
+  rows = []
+  for variant in sorted(results, key=lambda name: name != 'baseline'):
+    errors = _errors(results[variant], 'validation')
+    tests = list(_errors(results[variant], 'test').values())
+    done = [result for result in results[variant] if result]
+    pairs = [
+        (errors[repeat], baseline[repeat]) for repeat in errors.keys() & baseline.keys()
+    ]
+    is_compared = variant != 'baseline' and pairs
+    rows.append({
+        'variant': variant,
+        'repeats': len(done),
+        'error': _mean(errors.values()),
+        'std': statistics.stdev(errors.values()) if len(errors) > 1 else None,
+        'difference': _mean(a - b for a, b in pairs) if is_compared else None,
+        'p': _paired_p(pairs) if is_compared else None,
+        'test_error': _mean(tests),
+        'images_per_second': _mean(
+            result['images_per_second'] for result in done if result['images_per_second']
+        ),
+        'parameters': done[0]['num_params'] if done else None,
+    })
+  return rows
+
+
+def _errors(runs, split):
+  """By repeat, the percentage of the split that is wrong."""
+  return {
+      repeat: 100 * run[split]['num_errors'] / run[split]['num_examples']
+      for repeat, run in enumerate(runs)
+      if run and run[split]
+  }
+
+
+def _mean(values):
+  values = list(values)
+  return statistics.mean(values) if values else None
+
+
+def _paired_p(pairs):
+  from scipy import stats
+
+  if len({a - b for a, b in pairs}) < 2:
+    return None  # The test divides by the spread of the differences.
+  return float(stats.ttest_rel(*zip(*pairs)).pvalue)
+
+
+def format_table(rows: list[dict]) -> str:
+  """Markdown, for a README."""
+
+  def cell(row, name, form):
+    return '-' if row[name] is None else format(row[name], form)
+
+  lines = [
+      '| variant | runs | wrong, % of validation | difference, points | p | wrong, %'
+      ' of test | images/s | parameters |',
+      '|---|---|---|---|---|---|---|---|',
+  ]
+  for row in rows:
+    lines.append(
+        f'| `{row["variant"]}` | {row["repeats"]} |'
+        f' {cell(row, "error", ".3f")} ± {cell(row, "std", ".3f")} |'
+        f' {cell(row, "difference", "+.3f")} | {cell(row, "p", ".3f")} |'
+        f' {cell(row, "test_error", ".3f")} |'
+        f' {cell(row, "images_per_second", ".0f")} | {cell(row, "parameters", ",")} |'
+    )
+  return '\n'.join(lines)
+
+
+def _plot(results, path):
+  """Each run a dot, each variant a line with its mean."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt
+
+  names = [row['variant'] for row in summarize(results)][::-1]
+  figure, axes = plt.subplots(
+      figsize=(7, 1.2 + 0.35 * len(names)), layout='constrained'
+  )
+  for place, name in enumerate(names):
+    errors = list(_errors(results[name], 'validation').values())
+    color = '#d55e00' if name == 'baseline' else '#0072b2'
+    axes.plot(errors, [place] * len(errors), 'o', color=color, alpha=0.5, ms=5)
+    if errors:
+      axes.plot(statistics.mean(errors), place, '|', color=color, ms=18, mew=2.5)
+  axes.set_yticks(range(len(names)), names)
+  axes.set_xlabel('wrong, % of validation: each run, and the mean')
+  axes.grid(axis='x', alpha=0.3)
+  axes.spines[['top', 'right']].set_visible(False)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main))

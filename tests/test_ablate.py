@@ -1,0 +1,103 @@
+"""The ablation tool: its arithmetic, and a whole small comparison."""
+
+import argparse
+import csv
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / 'scripts'))
+import ablate
+
+
+def _run(num_errors, test=None):
+  return {
+      'validation': {'num_errors': num_errors, 'num_examples': 1000},
+      'test': test,
+      'images_per_second': 100.0,
+      'num_params': 7,
+  }
+
+
+def test_differences_are_in_pairs():
+  """Repeats of other seeds are compared, or a failed one counts as no error."""
+  rows = ablate.summarize({
+      'worse': [_run(13), None, _run(15)],
+      'baseline': [_run(10), _run(50), _run(11)],
+  })
+  assert [row['variant'] for row in rows] == ['baseline', 'worse']
+  baseline, worse = rows
+  assert baseline['error'] == pytest.approx(71 / 30) and baseline['difference'] is None
+  assert worse['repeats'] == 2 and worse['error'] == pytest.approx(1.4)
+  assert worse['difference'] == pytest.approx((0.3 + 0.4) / 2)
+  # By hand: differences 0.3 and 0.4, t = 0.35 / (0.0707 / sqrt(2)) = 7, 1 degree.
+  assert worse['p'] == pytest.approx(0.0903, abs=1e-3)
+
+
+def test_nothing_to_compare_is_said_so():
+  """A single run gets a spread and a p-value, or all failed ones a traceback."""
+  rows = ablate.summarize({'baseline': [_run(1)], 'a': [_run(2)], 'b': [None]})
+  assert rows[1]['std'] is None and rows[1]['p'] is None
+  assert rows[2]['error'] is None and rows[2]['repeats'] == 0
+  table = ablate.format_table(rows)
+  assert '| `b` | 0 | - ± - | - | - | - | - | - |' in table
+
+
+def test_a_comparison_is_resumed_and_leaves_its_tables(tmp_path, run_python, tiny_flags):
+  """Finished runs are run again; the test split is opened; overrides are lost."""
+  changes = [
+      flag.removeprefix('--config.') for flag in tiny_flags({'duration': '4 steps'})
+  ]
+  command = [
+      'scripts/ablate.py', f'--output={tmp_path}', '--repeats=1',
+      'optim.b2=0.9 optim.b1=0.5',
+      *(word for change in changes for word in ('--set', change)),
+  ]
+  first = run_python(*command, check=True)
+  assert first.stderr.count('wrong') == 2
+  results = sorted(tmp_path.glob('*/repeat_*/results.json'))
+  assert len(results) == 2
+  before = {path: path.stat().st_mtime_ns for path in results}
+  assert not list(tmp_path.glob('*/*/predictions.csv'))
+  config = (tmp_path / 'optim.b2=0.9 optim.b1=0.5/repeat_0/config.json').read_text()
+  for part in ('"b1": 0.5', '"b2": 0.9'):
+    assert part in config
+
+  again = run_python(*command, check=True)
+  assert again.stdout == first.stdout
+  assert {path: path.stat().st_mtime_ns for path in results} == before
+  with (tmp_path / 'ablations.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert [row['variant'] for row in rows] == [
+      'baseline', 'optim.b2=0.9 optim.b1=0.5',
+  ]
+  assert (tmp_path / 'ablations.md').read_text() == first.stdout
+
+
+def test_each_repeat_has_its_seed_and_fold():
+  """All repeats are one run, or the test split is opened unasked."""
+  args = argparse.Namespace(set=['duration=3 steps'], score_test=False)
+  flags = ablate._config_flags('optim.b2=0.9 optim.b1=0.5', 12, args)
+  assert flags[0].endswith('ablations.py:baseline')
+  assert flags[1:] == [
+      '--config.seed=12', '--config.data.fold=2', '--config.score_test=False',
+      '--config.duration=3 steps', '--config.optim.b2=0.9', '--config.optim.b1=0.5',
+  ]
+  assert ablate._config_flags('cosine', 0, args)[0].endswith('ablations.py:cosine')
+
+
+@pytest.mark.parametrize(
+    'arguments, complaint',
+    [
+        (['no_drop'], 'no_drop: neither KEY=VALUE nor a name'),
+        (['optim.b3=1'], 'b3'),
+        (['--set', 'duration=3'], 'config.duration'),
+    ],
+)
+def test_mistakes_are_told(tmp_path, run_python, arguments, complaint):
+  """A typo starts hours of training, or ends in a traceback."""
+  process = run_python('scripts/ablate.py', f'--output={tmp_path}', *arguments)
+  assert process.returncode == 2, process.stderr
+  assert complaint in process.stderr and 'Traceback' not in process.stderr

@@ -1,0 +1,48 @@
+"""Each corruption does what its name says, the same each time."""
+
+import numpy as np
+import pytest
+
+from digitnet import corruptions
+
+
+@pytest.mark.parametrize('name', corruptions.CORRUPTIONS)
+def test_shape_and_seed(name, digits):
+  """A corruption changes the form of the images, or draws anew at each call."""
+  images, _ = digits(5)
+  images[:, :4] = 0  # room to move
+  out = corruptions.corrupt(name, images)
+  assert out.shape == images.shape and out.dtype == np.uint8
+  np.testing.assert_array_equal(out, corruptions.corrupt(name, images))
+  assert (name == 'clean') == np.array_equal(out, images)
+
+
+def _square():
+  images = np.zeros((40, 28, 28, 1), np.uint8)
+  images[:, 11:17, 11:17] = 200
+  return images
+
+
+def _bounds(image):
+  rows, columns = (np.flatnonzero(image[..., 0].any(axis=axis)) for axis in (1, 0))
+  return rows[0], rows[-1], columns[0], columns[-1]
+
+
+def test_off_centre_keeps_the_whole_digit():
+  """Ink wraps around, or only one corner is used."""
+  out = corruptions.corrupt('off_centre', _square())
+  assert {_bounds(image) for image in out} == {
+      (a, a + 5, b, b + 5) for a in (0, 22) for b in (0, 22)
+  }
+  assert (out.sum(axis=(1, 2, 3)) == 36 * 200).all()
+  empty = np.zeros((1, 28, 28, 1), np.uint8)
+  np.testing.assert_array_equal(corruptions.corrupt('off_centre', empty), empty)
+
+
+def test_strokes_and_sizes():
+  """Thin thickens, smaller enlarges, or inverted is not."""
+  ink = lambda name: (corruptions.corrupt(name, _square())[0] > 100).sum()
+  assert ink('thin') == 25 and ink('thick') == 64
+  assert 9 <= ink('smaller') <= 16
+  assert corruptions.corrupt('inverted', _square())[0, 0, 0, 0] == 255
+  assert abs(int(corruptions.corrupt('blurred', _square()).max()) - 200) <= 1
