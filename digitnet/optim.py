@@ -73,20 +73,25 @@ def make_optimizer(
   kernels and leaves the biases. The state is the same with and without.
   """
 
-  def decay(updates, params):
-    return jax.tree_util.tree_map_with_path(
+  adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+  def update_and_decay(updates, state, params):
+    updates, state = adam.update(updates, state, params)
+    updates = jax.tree_util.tree_map_with_path(
         lambda path, update, param: (
             update + weight_decay * param if path[-1].key == 'kernel' else update
         ),
         updates,
         params,
     )
+    return updates, state
 
-  return optax.chain(
-      optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-      optax.stateless(decay) if weight_decay else optax.identity(),
-      optax.scale_by_learning_rate(schedule),
-  )
+  if weight_decay:
+    # Not a link of its own in the chain, which would change the state's structure.
+    step = optax.GradientTransformation(adam.init, update_and_decay)
+  else:
+    step = adam
+  return optax.chain(step, optax.scale_by_learning_rate(schedule))
 
 
 def plateau_scale(

@@ -136,6 +136,8 @@ class Worker:
     return self
 
   def __exit__(self, *_):
+    with contextlib.suppress(BrokenPipeError):  # What it never read.
+      self._process.stdin.close()
     self._process.kill()
     self._process.wait()
 
