@@ -1,5 +1,6 @@
 """How every program here ends: one clear line, and the right exit code."""
 
+import argparse
 from collections.abc import Callable
 import contextlib
 import errno
@@ -62,6 +63,19 @@ def positive(text: str) -> int:
   if value < 1:
     raise ValueError
   return value
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+  """`--workdir`, a list, and `--views`: which trained networks answer, and how."""
+  parser.add_argument(
+      '--workdir', required=True, action='append', help='of a run; once for each'
+  )
+  parser.add_argument(
+      '--views',
+      type=positive,
+      default=1,
+      help='mean over as many views of each image, changed as in training',
+  )
 
 
 def leave_at_once_if_failed() -> None:

@@ -94,10 +94,12 @@ class Predictor:
     size = min(self.config.eval_batch_size, len(images))
     missing = -len(images) % size
     padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    infer_step = self._infer_step if view == 0 else self._infer_view_step
-    key = jax.random.fold_in(rng.stream_key(_VIEWS_SEED, 'views'), view)
+    infer_step, keys = self._infer_step, ()
+    if view:
+      key = jax.random.fold_in(rng.stream_key(_VIEWS_SEED, 'views'), view)
+      infer_step, keys = self._infer_view_step, (key,)
     logits = [
-        np.asarray(infer_step(self._params, padded[start : start + size], key))
+        np.asarray(infer_step(self._params, padded[start : start + size], *keys))
         for start in range(0, len(padded), size)
     ]
     return special.softmax(np.concatenate(logits)[: len(images)], axis=-1)

@@ -76,7 +76,7 @@ def main() -> None:
     writer.writeheader()
     writer.writerows(rows)
   if importlib.util.find_spec('matplotlib'):
-    _plot(results, args.output / 'ablations.png')
+    _plot(results, [row['variant'] for row in rows], args.output / 'ablations.png')
 
 
 def _run_all(variants, args):
@@ -242,14 +242,14 @@ def format_table(rows: list[dict]) -> str:
   return '\n'.join(lines)
 
 
-def _plot(results, path):
+def _plot(results, names, path):
   """Each run a dot, each variant a line with its mean."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
 
-  names = [row['variant'] for row in summarize(results)][::-1]
+  names = names[::-1]  # The first at the top.
   figure, axes = plt.subplots(
       figsize=(7, 1.2 + 0.35 * len(names)), layout='constrained'
   )

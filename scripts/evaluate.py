@@ -27,15 +27,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-      '--workdir', required=True, action='append', help='of a run; once for each'
-  )
-  parser.add_argument(
-      '--views',
-      type=cli.positive,
-      default=1,
-      help='mean over as many views of each image, changed as in training',
-  )
+  cli.add_network_arguments(parser)
   parser.add_argument(
       '--split',
       choices=('train', 'validation', 'test'),

@@ -75,7 +75,6 @@ class Digitnet:
   def inferrer(self, images):
     params = parallel.first(self._state.params)
 
-
     def infer():
       logits = np.asarray(self._infer_step(params, images))
       special.softmax(logits, axis=-1)
