@@ -99,5 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.keep_checkpoints = 2
   # False leaves the test split sealed, while a recipe is being chosen.
   config.score_test = True
+  # Whether a page with pictures, report/index.html, is written at the end.
+  config.write_report = True
 
   return config

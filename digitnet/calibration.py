@@ -3,13 +3,10 @@
 import numpy as np
 
 
-def expected_calibration_error(
+def reliability(
     probs: np.ndarray, labels: np.ndarray, num_bins: int = 15
-) -> float:
-  """The gap between confidence and accuracy, averaged over images.
-
-  Images are put in bins of equal width by the probability of their predicted digit
-  (Guo et al., 2017, arXiv:1706.04599, equation 3).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Images put in bins of equal width by the probability of their predicted digit.
 
   Args:
     probs: [N, 10], rows summing to 1.
@@ -17,14 +14,34 @@ def expected_calibration_error(
     num_bins: bins from 0 to 1.
 
   Returns:
-    In [0, 1]; 0 is perfectly calibrated.
+    For each bin, [num_bins]: how many images, how many of them are predicted right, and
+    the sum of their probabilities of the predicted digit.
   """
-  confidence = probs.max(axis=1)
+  confidence = probs.max(axis=1).astype(np.float64)
   is_right = probs.argmax(axis=1) == labels
   bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-  # Summed gaps by bin, each weighing as many images as it has.
-  gaps = np.bincount(bins, is_right - confidence.astype(np.float64), num_bins)
-  return float(np.abs(gaps).sum() / len(labels))
+  return tuple(
+      np.bincount(bins, weights, num_bins)
+      for weights in (np.ones(len(bins)), is_right, confidence)
+  )
+
+
+def expected_calibration_error(
+    probs: np.ndarray, labels: np.ndarray, num_bins: int = 15
+) -> float:
+  """The gap between confidence and accuracy, averaged over images.
+
+  Each bin of `reliability` weighs as many images as it has (Guo et al., 2017,
+  arXiv:1706.04599, equation 3).
+
+  Args:
+    probs, labels, num_bins: see `reliability`.
+
+  Returns:
+    In [0, 1]; 0 is perfectly calibrated.
+  """
+  count, num_right, confidence = reliability(probs, labels, num_bins)
+  return float(np.abs(num_right - confidence).sum() / count.sum())
 
 
 def selective_accuracy(

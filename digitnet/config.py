@@ -67,6 +67,7 @@ def _is_positive_duration(value):
 
 
 _TEXT = Rule(lambda value: isinstance(value, str), "a text; '' for none")
+_TRUTH = Rule(lambda value: isinstance(value, bool), 'True or False')
 _DURATION = Rule(_is_positive_duration, f'more than 0: {durations.ALLOWED}')
 _NOT_NEGATIVE = _number(lambda value: value >= 0, 'a number, 0 or more')
 _POSITIVE = _number(lambda value: value > 0, 'a number above 0')
@@ -130,7 +131,8 @@ RULES: dict[str, Rule] = {
     'eval_every': _DURATION,
     'checkpoint_every': _DURATION,
     'keep_checkpoints': _int(1),
-    'score_test': Rule(lambda value: isinstance(value, bool), 'True or False'),
+    'score_test': _TRUTH,
+    'write_report': _TRUTH,
 }
 
 
@@ -222,8 +224,8 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
 
 
 # Where data lie may change between two starts of one run; what they are may not,
-# which their fingerprint tells.
-_FREE = frozenset({'data.dir', 'data.manual_dir'})
+# which their fingerprint tells. Nor does a run hang on its report.
+_FREE = frozenset({'data.dir', 'data.manual_dir', 'write_report'})
 
 # What a saved state is made of: no flag lets a run go on with another.
 FIXED = frozenset({

@@ -17,6 +17,7 @@ from digitnet.checkpoint import Damaged
 from digitnet.data import files
 from digitnet.data import idx
 from digitnet.data import kaggle
+from digitnet.data.corpus import Dataset
 from digitnet.data.corpus import NO_LABEL
 from digitnet.data.corpus import Split
 from digitnet.errors import UserError
@@ -33,6 +34,7 @@ class Predictor:
   Attributes:
     config: of the run.
     dataset: fingerprint of the data it was trained on.
+    params: the network's parameters.
   """
 
   def __init__(self, workdir: str):
@@ -66,10 +68,19 @@ class Predictor:
             ' back to the newest good checkpoint'
         ) from None
     self.dataset = progress.dataset
-    self._params = params
+    self.params = params
+    self._workdir = workdir
     self._infer_step = jax.jit(steps.make_infer_step(model))
     strengths = augment.Strengths(**self.config.augment)
     self._infer_view_step = jax.jit(steps.make_infer_step(model, strengths))
+
+  def check_dataset(self, dataset: Dataset) -> None:
+    """Raises UserError if the data are not those the network was trained on."""
+    if dataset.fingerprint != self.dataset:
+      raise UserError(
+          f'the data are not those {self._workdir} was trained on ({self.dataset} ->'
+          f' {dataset.fingerprint}); bring them back, or name files to score'
+      )
 
   def probs(self, images: np.ndarray, num_views: int = 1) -> np.ndarray:
     """The probability of each digit.
@@ -99,7 +110,7 @@ class Predictor:
       key = jax.random.fold_in(rng.stream_key(_VIEWS_SEED, 'views'), view)
       infer_step, keys = self._infer_view_step, (key,)
     logits = [
-        np.asarray(infer_step(self._params, padded[start : start + size], *keys))
+        np.asarray(infer_step(self.params, padded[start : start + size], *keys))
         for start in range(0, len(padded), size)
     ]
     return special.softmax(np.concatenate(logits)[: len(images)], axis=-1)

@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 import optax
+from scipy import special
 
 from digitnet import augment
 from digitnet import cluster
@@ -18,6 +19,7 @@ from digitnet import machine
 from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import parallel
+from digitnet import report
 from digitnet import results as results_lib
 from digitnet import rng
 from digitnet import signals
@@ -108,14 +110,14 @@ def _train_and_evaluate(config, run):
     params = cluster.arrays_from_main(params, model_lib.abstract_params(model))
 
   # The network that is best on validation is scored on test, once.
+  def score(split):
+    return evaluate(
+        eval_step, parallel.replicate(params), split, config.eval_batch_size
+    )
+
   test_metrics, logits = Metrics(), None
   if config.score_test:
-    test_metrics, logits = evaluate(
-        eval_step,
-        parallel.replicate(params),
-        dataset.test,
-        config.eval_batch_size,
-    )
+    test_metrics, logits = score(dataset.test)
   results = results_lib.collect(
       dataset,
       progress,
@@ -126,11 +128,35 @@ def _train_and_evaluate(config, run):
       run.config_changes,
       digests,
   )
+  if cluster.is_main() and logits is not None:
+    run.write_predictions(logits.argmax(axis=-1), plan.last_step)
+  if config.write_report:
+    # Of the split that nothing was chosen on, where its labels are known.
+    name, split = 'test', dataset.test
+    if not results['test']:
+      name, split = 'validation', dataset.validation
+      _, logits = score(split)
+    if cluster.is_main():
+      _write_report(run, results, name, split, logits, dataset.train, params)
   if cluster.is_main():
-    if logits is not None:
-      run.write_predictions(logits.argmax(axis=-1), plan.last_step)
     run.write_results(results)
   return results
+
+
+def _write_report(run, results, name, split, logits, train_split, params):
+  """The report, which may fail without harm to the run."""
+  labelled = split.labels >= 0
+  scored = report.Scored(
+      name,
+      split.images[labelled],
+      split.labels[labelled],
+      special.softmax(logits[labelled], axis=-1),
+  )
+  try:
+    report.write(run, results, scored, train_split, params)
+  # Whatever it is, hours of training are not lost for the sake of a picture.
+  except Exception as error:  # pylint: disable=broad-except
+    warn(f'{run.report}: not written ({error}); scripts/report.py makes it again')
 
 
 def train(

@@ -66,6 +66,7 @@ class Workdir:
     self.predictions = self.path / 'predictions.csv'
     self.checkpoints = self.path / 'checkpoints'
     self.tensorboard = self.path / 'tensorboard'
+    self.report = self.path / 'report'
     self._changes = self.path / 'config_changes.json'
     self._lock = self.path / 'lock'
     self.new_changes: list[str] = []

@@ -11,14 +11,12 @@ its own tenth of the labelled images for validation, the same for all variants: 
 are compared in pairs (Student's t-test). The test split stays sealed, unless
 --score_test says otherwise. The same command again runs what is not finished yet.
 
-Left in --output: the workdir of each run, and ablations.md, .csv and, where matplotlib
-is installed, .png.
+Left in --output: the workdir of each run, and ablations.md, .csv and .png.
 """
 
 import argparse
 import concurrent.futures
 import csv
-import importlib.util
 import pathlib
 import statistics
 import subprocess
@@ -75,8 +73,7 @@ def main() -> None:
     writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-  if importlib.util.find_spec('matplotlib'):
-    _plot(results, [row['variant'] for row in rows], args.output / 'ablations.png')
+  _plot(results, [row['variant'] for row in rows], args.output / 'ablations.png')
 
 
 def _run_all(variants, args):
@@ -104,7 +101,7 @@ def _config_flags(variant, repeat, args):
     name, changes = 'baseline', variant.split()
   changes = [
       f'seed={repeat}', f'data.fold={repeat % 10}', f'score_test={args.score_test}',
-      *args.set, *changes,
+      'write_report=False', *args.set, *changes,
   ]  # fmt: skip
   return [
       f'--config={_ROOT}/configs/ablations.py:{name}',

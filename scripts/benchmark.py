@@ -21,7 +21,6 @@ A peer may live in another environment: --python torch=/path/to/python.
 import argparse
 import contextlib
 import datetime
-import importlib.util
 import json
 import os
 import pathlib
@@ -62,8 +61,6 @@ def main() -> None:
   )
   parser.add_argument('--output', type=pathlib.Path, help='folder of the results')
   args = parser.parse_args()
-  if args.output and not importlib.util.find_spec('matplotlib'):
-    raise UserError("--output: its picture needs matplotlib; pip install -e '.[bench]'")
   if 'epoch' in args.measures and not args.data:
     raise UserError('--measures=epoch: needs --data=FOLDER with the files of MNIST')
   pythons = dict(item.partition('=')[::2] for item in args.python)

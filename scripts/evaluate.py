@@ -13,6 +13,9 @@ probabilities that is scored. The result is one JSON object: with the mean loss 
 accuracy, the expected calibration error in 15 bins, and the accuracy on the 99 % of the
 images that the network is surest of. With --corruptions there is one for each kind of
 damage that digitnet/corruptions.py does to the images.
+
+With --mistakes=FOLDER the images read wrong are left there, as a list and as a picture,
+those it was surest of first; a star marks the labels that people have found wrong.
 """
 
 import argparse
@@ -37,6 +40,9 @@ def main() -> None:
   parser.add_argument(
       '--corruptions', action='store_true', help='score damaged images too'
   )
+  parser.add_argument(
+      '--mistakes', metavar='FOLDER', help='leave mistakes.csv and mistakes.png there'
+  )
   parser.add_argument('files', nargs='*', metavar='FILES')
   args = parser.parse_args()
   environment.prepare()
@@ -44,9 +50,11 @@ def main() -> None:
   from digitnet import calibration
   from digitnet import corruptions
   from digitnet import predict
+  from digitnet import report
   from digitnet.data import sources
   from digitnet.errors import UserError
   from digitnet.metrics import Metrics
+  from etils import epath
 
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   if args.files:
@@ -56,12 +64,8 @@ def main() -> None:
     dataset = sources.load(
         lambda line: print(line, file=sys.stderr), **predictors[0].config.data
     )
-    for workdir, predictor in zip(args.workdir, predictors):
-      if dataset.fingerprint != predictor.dataset:
-        raise UserError(
-            f'the data are not those {workdir} was trained on ({predictor.dataset} ->'
-            f' {dataset.fingerprint}); bring them back, or name files to score'
-        )
+    for predictor in predictors:
+      predictor.check_dataset(dataset)
     name = f'{dataset.name}, {args.split}'
     examples = getattr(dataset, args.split)
   if not examples.labelled:
@@ -82,6 +86,10 @@ def main() -> None:
         'accuracy_at_99_coverage': calibration.selective_accuracy(probs, labels),
     }
     print(json.dumps(scores), flush=True)
+    if args.mistakes and kind == 'clean':
+      report.write_mistakes(
+          report.Scored(name, images, labels, probs), epath.Path(args.mistakes)
+      )
 
 
 if __name__ == '__main__':

@@ -34,6 +34,7 @@ TINY = {
     'model.dense_features': (16,),
     'model.dense_dropout_rates': (0.5,),
     'optim.warmup': '5 steps',
+    'write_report': False,
 }
 
 
@@ -51,12 +52,14 @@ def tiny_config():
 
 @pytest.fixture(scope='session')
 def train_tiny(tmp_path_factory):
-  """Trains the small network for a duration in a new folder; returns the folder."""
+  """Trains the small network in a new folder, which it returns."""
   from digitnet import train
 
-  def run(duration):
+  def run(duration, overrides=None):
     config = default.get_config()
-    config.update_from_flattened_dict({**TINY, 'duration': duration})
+    config.update_from_flattened_dict(
+        {**TINY, 'duration': duration, **(overrides or {})}
+    )
     workdir = tmp_path_factory.mktemp('trained') / 'run'
     train.train_and_evaluate(config, str(workdir))
     return workdir

@@ -83,6 +83,7 @@ def test_each_repeat_has_its_seed_and_fold():
   assert flags[0].endswith('ablations.py:baseline')
   assert flags[1:] == [
       '--config.seed=12', '--config.data.fold=2', '--config.score_test=False',
+      '--config.write_report=False',
       '--config.duration=3 steps', '--config.optim.b2=0.9', '--config.optim.b1=0.5',
   ]
   assert ablate._config_flags('cosine', 0, args)[0].endswith('ablations.py:cosine')

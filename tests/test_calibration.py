@@ -13,6 +13,14 @@ def _probs(confidences):
   return probs
 
 
+def test_bins_hold_every_image_once():
+  """A probability of one falls out of the last bin, or a bin's sums are mixed up."""
+  probs = np.array([[0.7, 0.3], [0.4, 0.6], [1.0, 0.0]])
+  count, num_right, confidence = calibration.reliability(probs, np.array([0, 0, 0]), 2)
+  assert count.tolist() == [0, 3] and num_right.tolist() == [0, 2]
+  assert np.allclose(confidence, [0, 2.3])
+
+
 def test_error_is_the_gap_of_each_bin_by_its_images():
   """Bins weigh alike, gaps of two bins cancel, or 1.0 falls out of the last bin."""
   probs = _probs([1.0, 1.0, 0.8, 0.8, 0.8, 0.8])

@@ -1,0 +1,193 @@
+"""Pictures of a run, as matplotlib figures: arrays in, a figure out.
+
+The colours are Okabe and Ito's, which the colour-blind can tell apart ("Color universal
+design", 2008); what differs in colour differs in line or place too, for print.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib import figure as mpl_figure
+from matplotlib import ticker
+import numpy as np
+
+from digitnet import calibration
+
+BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#777777'
+_RUN_COLOURS = (BLUE, ORANGE, GREEN, '#cc79a7', '#56b4e9', '#e69f00', '#000000')
+
+_STYLE = {
+    'font.family': 'sans-serif',
+    'font.size': 9,
+    'axes.titlesize': 10,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.alpha': 0.25,
+    'legend.frameon': False,
+}
+
+
+def _subplots(rows=1, columns=1, *, figsize, **options):
+  """A figure that belongs to no window and no global list."""
+  figure = mpl_figure.Figure(figsize, layout='constrained')
+  return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure, path) -> None:
+  """Writes a figure as PNG to a path or a binary file."""
+  figure.savefig(path, format='png', dpi=130, facecolor='white')
+
+
+def curves(runs: Mapping[str, Sequence[Mapping]]):
+  """Loss, error rate, learning rate and gradient norm over training.
+
+  Args:
+    runs: by name, the lines of metrics.jsonl.
+  """
+  with matplotlib.rc_context(_STYLE):
+    figure, axes = _subplots(2, 2, figsize=(9, 5.6), sharex=True)
+    (loss, error), (rate, norm) = axes
+    for i, (name, lines) in enumerate(runs.items()):
+      train, validation = (
+          [line for line in lines if line['split'] == split]
+          for split in ('train', 'validation')
+      )
+      colour = _RUN_COLOURS[i % len(_RUN_COLOURS)]
+      of_train = dict(color=colour, lw=1, alpha=0.45 if validation else 1)
+      if len(train) == 1:
+        of_train['marker'] = '.'  # A line of one point would not be seen.
+      of_validation = dict(color=colour, lw=1.6, marker='o', ms=3)
+      label = f'{name}, ' if len(runs) > 1 else ''
+      for lines_of, style, split in (
+          (train, of_train, 'training'), (validation, of_validation, 'validation'),
+      ):  # fmt: skip
+        epochs = [line['epoch'] for line in lines_of]
+        loss.plot(epochs, [line['loss'] for line in lines_of], **style, label=label + split)
+        error.plot(epochs, [100 * (1 - line['accuracy']) for line in lines_of], **style)
+      epochs = [line['epoch'] for line in train]
+      style = {**of_train, 'alpha': 1}
+      rate.plot(epochs, [line['learning_rate'] for line in train], **style)
+      norm.plot(epochs, [line['grad_norm'] for line in train], **style)
+    for axis, title, is_log in (
+        (loss, 'loss, nats', True), (error, 'wrong, %', True),
+        (rate, 'learning rate', False), (norm, 'norm of the gradients', True),
+    ):  # fmt: skip
+      axis.set_title(title, loc='left')
+      values = np.concatenate([np.asarray(l.get_ydata(), float) for l in axis.lines])
+      values = values[values > 0]  # A perfect score has no place on such an axis.
+      if is_log and values.size and values.max() > 5 * values.min():
+        axis.set_yscale('log', nonpositive='mask')
+        axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g}'))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    for axis in axes[1]:
+      axis.set_xlabel('epoch')
+    loss.legend()
+    return figure
+
+
+def confusion(counts: np.ndarray):
+  """True digits by predicted ones: shades for the mistakes, figures for all.
+
+  Args:
+    counts: [10, 10] integers, by true (row) and predicted (column) digit.
+  """
+  with matplotlib.rc_context({**_STYLE, 'axes.grid': False}):
+    figure, ((axis,),) = _subplots(figsize=(5.6, 5.2))
+    mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    axis.imshow(mistakes, cmap='Oranges', vmin=0, vmax=max(1, mistakes.max()))
+    for (row, column), count in np.ndenumerate(counts):
+      is_right = row == column
+      if count:
+        axis.text(
+            column, row, f'{count:,}', ha='center', va='center',
+            fontsize=7 if is_right else 9,
+            color=GREY if is_right else
+            'white' if count > 0.6 * mistakes.max() else 'black',
+        )  # fmt: skip
+    axis.set_xticks(range(len(counts)))
+    axis.set_yticks(range(len(counts)))
+    axis.set_xlabel('read as')
+    axis.set_ylabel('true digit')
+    return figure
+
+
+def reliability(probs: np.ndarray, labels: np.ndarray):
+  """How often the network is right, by how sure it says it is.
+
+  Args:
+    probs: [N, 10], rows summing to 1.
+    labels: [N] integers.
+  """
+  count, num_right, confidence = calibration.reliability(probs, labels)
+  there = count > 0
+  with matplotlib.rc_context(_STYLE):
+    figure, ((axis,), (below,)) = _subplots(
+        2, 1, figsize=(4.6, 5.2), sharex=True, height_ratios=(3, 1)
+    )
+    axis.plot([0, 1], [0, 1], '--', color=GREY, lw=1, label='as often as it says')
+    accuracy = num_right[there] / count[there]
+    # Of so many images as a bin has, one standard deviation of the sampling.
+    spread = np.sqrt(accuracy * (1 - accuracy) / count[there])
+    axis.errorbar(
+        confidence[there] / count[there], accuracy, spread, fmt='o-', color=BLUE,
+        ms=4, lw=1.4, label='the network (± 1 sigma)',
+    )  # fmt: skip
+    axis.set_ylabel('part that is right')
+    axis.legend(loc='upper left')
+    edges = np.linspace(0, 1, len(count) + 1)
+    below.bar(edges[:-1], count, width=np.diff(edges), align='edge', color=BLUE, ec='white')
+    below.set_yscale('log')
+    below.set_ylabel('images')
+    below.set_xlabel('probability of the digit it reads')
+    return figure
+
+
+def digits(
+    images: np.ndarray,
+    titles: Sequence[str] | None = None,
+    colours: Sequence[str] | None = None,
+    columns: int = 12,
+):
+  """Digits in a grid, ink dark on paper.
+
+  Args:
+    images: [N, H, W] or [N, H, W, 1], larger values are more ink.
+    titles: [N] lines above them.
+    colours: [N], of the titles.
+    columns: pictures a row.
+  """
+  images = np.asarray(images, np.float32).reshape(len(images), *images.shape[1:3])
+  rows = max(1, -(-len(images) // columns))
+  height = 0.72 + (0.24 if titles else 0)
+  with matplotlib.rc_context(_STYLE):
+    figure, axes = _subplots(rows, columns, figsize=(0.76 * columns, height * rows))
+    for axis in axes.flat:
+      axis.set_axis_off()
+    for i, (axis, image) in enumerate(zip(axes.flat, images)):
+      axis.imshow(image, cmap='gray_r', interpolation='nearest')
+      if titles:
+        axis.set_title(
+            titles[i], fontsize=7, pad=2, color=colours[i] if colours else 'black'
+        )
+    return figure
+
+
+def filters(kernel: np.ndarray):
+  """The kernels of the first convolution, each on a scale of its own.
+
+  Args:
+    kernel: [K_h, K_w, 1, features].
+  """
+  images = np.moveaxis(kernel[:, :, 0], -1, 0)
+  spans = np.abs(images).max(axis=(1, 2))
+  with matplotlib.rc_context(_STYLE):
+    columns = 16
+    rows = -(-len(images) // columns)
+    figure, axes = _subplots(rows, columns, figsize=(9, 0.62 * rows))
+    for axis in axes.flat:
+      axis.set_axis_off()
+    for axis, image, span in zip(axes.flat, images, spans):
+      axis.imshow(image, cmap='PuOr', vmin=-span, vmax=span)
+    return figure

@@ -1,0 +1,73 @@
+"""Makes the report of a run, or a page that compares several.
+
+    python scripts/report.py --workdir=runs/default
+    python scripts/report.py --workdir=runs/default --split=validation
+    python scripts/report.py --workdir=runs/a --workdir=runs/b --output=runs/compared
+
+Of one run: the page that training leaves in its workdir, report/index.html, made again
+from the run's own data. Of several finished ones: their scores, their curves and where
+their configs differ, in the folder --output.
+"""
+
+import argparse
+import sys
+
+from digitnet import cli
+from digitnet import environment
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+      '--workdir', required=True, action='append', help='of a finished run'
+  )
+  parser.add_argument(
+      '--split',
+      choices=('validation', 'test'),
+      help='that the report of one run is of; default: test, where it was scored',
+  )
+  parser.add_argument('--output', help='folder of a comparison')
+  args = parser.parse_args()
+  environment.prepare()
+  # After the arguments: importing JAX takes a second.
+  from digitnet import predict
+  from digitnet import report
+  from digitnet.data import sources
+  from digitnet.errors import UserError
+  from digitnet.workdir import Workdir
+  from etils import epath
+
+  runs = [Workdir(path) for path in args.workdir]
+  all_results = [run.load_results() for run in runs]
+  for run, results in zip(runs, all_results):
+    if results is None:
+      raise UserError(f'{run.path}: no results.json; this run is not finished')
+  if len(runs) > 1:
+    if not args.output or args.split:
+      raise UserError('several --workdir: name a folder by --output, and no --split')
+    folder = epath.Path(args.output).expanduser().absolute()
+    print(report.write_comparison(runs, folder))
+    return
+  if args.output:
+    raise UserError('--output is for several --workdir; of one, it is its report/')
+
+  (run,), (results,) = runs, all_results
+  split = args.split or ('test' if results['test'] else 'validation')
+  if not results[split]:
+    raise UserError(f'{run.path}: its {split} split was not scored')
+  predictor = predict.Predictor(args.workdir[0])
+  dataset = sources.load(
+      lambda line: print(line, file=sys.stderr), **predictor.config.data
+  )
+  predictor.check_dataset(dataset)
+  examples = getattr(dataset, split)
+  scored = report.Scored(
+      split, examples.images, examples.labels, predictor.probs(examples.images)
+  )
+  print(report.write(run, results, scored, dataset.train, predictor.params))
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main))

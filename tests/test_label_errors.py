@@ -1,0 +1,19 @@
+"""The labels of MNIST that people found wrong."""
+
+from digitnet.data import idx
+from digitnet.data import label_errors
+from etils import epath
+
+
+def test_exactly_the_listed_images_are_known(mnist_dir):
+  """A digest that no image has, or one that stands for the wrong image."""
+  test = idx.load(epath.Path(mnist_dir)).test
+  places = label_errors.is_known(test.images).nonzero()[0]
+  listed = sorted(entry[:2] for entry in label_errors._KNOWN.values())
+  assert [(place, test.labels[place]) for place in places] == listed
+  assert len(listed) == 15
+
+
+def test_no_images_are_no_errors():
+  """A run without a mistake ends in a traceback."""
+  assert label_errors.is_known([]).shape == (0,)

@@ -1,0 +1,161 @@
+"""The report: what a run leaves for people."""
+
+import csv
+import json
+import re
+
+from etils import epath
+import numpy as np
+from PIL import Image
+import pytest
+
+from digitnet import pictures
+from digitnet import report
+from digitnet import train
+from digitnet.data import label_errors
+from digitnet.workdir import Workdir
+
+
+@pytest.fixture(scope='module')
+def finished(train_tiny):
+  return train_tiny('20 steps', {'write_report': True})
+
+
+def _scored(predicted, labels, confidence):
+  """A split of as many images, each of its own shade, and such predictions."""
+  num = len(labels)
+  probs = np.full((num, 10), 0.0, np.float32)
+  for i, (digit, sure) in enumerate(zip(predicted, confidence)):
+    probs[i] = (1 - sure) / 9
+    probs[i, digit] = sure
+  images = np.arange(num, dtype=np.uint8)[:, None, None, None] * np.ones(
+      (1, 28, 28, 1), np.uint8
+  )
+  return report.Scored('test', images, np.asarray(labels), probs)
+
+
+def test_a_run_ends_with_its_report(finished):
+  """The page lacks a picture, or needs a file or a host that is not there."""
+  page = (finished / 'report/index.html').read_text()
+  results = json.loads((finished / 'results.json').read_text())
+  assert f'{results["test"]["num_errors"]} of 719 wrong' in page
+  names = set(re.findall(r'<img alt="(\w+)"', page))
+  assert names == {
+      'curves', 'mistakes', 'confusion', 'reliability', 'filters', 'augmented'
+  }
+  for name in names:
+    with Image.open(finished / f'report/{name}.png') as picture:
+      assert min(picture.size) > 20
+  sources = re.findall(r'(?:src|href|url)\s*[=(]\s*"?([^">)]{0,30})', page)
+  assert sources and all(s.startswith('data:image/png;base64,') for s in sources)
+  assert '"optim.b1"' not in page and 'optim.b1' in page
+
+
+def test_the_script_makes_the_same_page_again(finished, run_python):
+  """The script reports of another network, or of other data."""
+  page = finished / 'report/index.html'
+  before = re.sub(r'base64,[^"]*', '', page.read_text())
+  page.unlink()
+  run_python('scripts/report.py', f'--workdir={finished}', check=True)
+  assert re.sub(r'base64,[^"]*', '', page.read_text()) == before
+  run_python(
+      'scripts/report.py', f'--workdir={finished}', '--split=validation', check=True
+  )
+  assert 'validation split' in page.read_text()
+
+
+def test_a_failing_report_loses_no_result(tiny_config, tmp_path, monkeypatch, capsys):
+  """A full disk or a fault in a picture costs the whole run its results."""
+
+  def fail(*_):
+    raise RuntimeError('no paper')
+
+  monkeypatch.setattr(report, 'write', fail)
+  config = tiny_config({'duration': '2 steps', 'write_report': True})
+  results = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  assert json.loads((tmp_path / 'run/results.json').read_text()) == results
+  assert 'not written (no paper)' in capsys.readouterr().err
+
+
+def test_a_sealed_test_split_stays_out_of_the_report(tiny_config, tmp_path):
+  """The pictures show what nobody was to look at yet."""
+  config = tiny_config(
+      {'duration': '2 steps', 'write_report': True, 'score_test': False}
+  )
+  train.train_and_evaluate(config, str(tmp_path / 'run'))
+  page = (tmp_path / 'run/report/index.html').read_text()
+  assert 'validation split of' in page and '108 wrong' in page
+  assert not (tmp_path / 'run/predictions.csv').exists()
+
+
+def test_mistakes_are_sorted_and_known_label_errors_marked(tmp_path, monkeypatch):
+  """The gallery begins with doubtful cases, or blames the network for the label."""
+  scored = _scored([1, 2, 3, 4], [1, 0, 0, 0], [0.9, 0.5, 0.8, 0.6])
+  assert scored.mistakes.tolist() == [2, 3, 1]
+  monkeypatch.setattr(
+      label_errors, 'is_known', lambda images: images[:, 0, 0, 0] == 3
+  )
+  report.write_mistakes(scored, epath.Path(tmp_path))
+  with (tmp_path / 'mistakes.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert [(row['place'], row['read_as'], row['known_label_error']) for row in rows] == [
+      ('2', '3', '0'), ('3', '4', '1'), ('1', '2', '0')
+  ]
+  assert (tmp_path / 'mistakes.png').exists()
+
+
+def test_no_mistake_is_no_fault(tmp_path):
+  """A perfect network cannot be reported."""
+  scored = _scored([1, 2], [1, 2], [0.9, 0.5])
+  report.write_mistakes(scored, epath.Path(tmp_path))
+  assert (tmp_path / 'mistakes.csv').read_text().count('\n') == 1
+  assert not (tmp_path / 'mistakes.png').exists()
+
+
+def test_runs_are_compared(finished, train_tiny, tmp_path):
+  """Two runs of one name are mixed up, or a knob that differs is not shown."""
+  other = train_tiny('10 steps')
+  runs = [Workdir(str(path)) for path in (finished, other)]
+  page = report.write_comparison(runs, epath.Path(tmp_path)).read_text()
+  table = page.split('Where their configs differ')[1]
+  assert 'duration' in table and '&quot;10 steps&quot;' in table
+  assert 'optim.b1' not in table
+  names = [f'{path.parent.name}/{path.name}' for path in (finished, other)]
+  assert all(page.count(name) >= 2 for name in names)
+
+
+def test_names_are_not_taken_for_html(finished, tmp_path):
+  """A workdir called <script> is run by the browser."""
+  odd = tmp_path / '<script>alert(1)<'
+  odd.symlink_to(finished)
+  page = report.write_comparison(
+      [Workdir(str(odd)), Workdir(str(finished))], epath.Path(tmp_path / 'page')
+  ).read_text()
+  assert '<script>' not in page and '&lt;script&gt;' in page
+
+
+@pytest.mark.parametrize(
+    'flags, complaint',
+    [
+        (['--workdir=nowhere'], 'not finished'),
+        (['--output=x'], '--output is for several'),
+    ],
+)
+def test_mistakes_of_the_user_are_told(finished, run_python, flags, complaint):
+  """A typo ends in a traceback."""
+  if not flags[0].startswith('--workdir'):
+    flags = [f'--workdir={finished}', *flags]
+  process = run_python('scripts/report.py', *flags)
+  assert process.returncode == 2
+  assert complaint in process.stderr and 'Traceback' not in process.stderr
+
+
+def test_curves_of_few_or_perfect_points_are_drawn(tmp_path):
+  """A short or a perfect run has nothing to put on a logarithmic axis."""
+  lines = [
+      {'split': 'train', 'epoch': 1.0, 'loss': 0.0, 'accuracy': 1.0,
+       'learning_rate': 0.0, 'grad_norm': 0.0},
+      {'split': 'validation', 'epoch': 1.0, 'loss': 0.0, 'accuracy': 1.0},
+  ]  # fmt: skip
+  for some in ([], lines[:1], lines):
+    pictures.save(pictures.curves({'run': some}), tmp_path / 'curves.png')
