@@ -191,3 +191,24 @@ def filters(kernel: np.ndarray):
     for axis, image, span in zip(axes.flat, images, spans):
       axis.imshow(image, cmap='PuOr', vmin=-span, vmax=span)
     return figure
+
+
+def dots(errors: Mapping[str, Sequence[float]]):
+  """A comparison of variants: each run a dot, each mean a dash, the first at the top.
+
+  Args:
+    errors: by variant, the percentage of validation that each of its runs has wrong.
+  """
+  with matplotlib.rc_context({**_STYLE, 'axes.grid.axis': 'x'}):
+    figure, ((axis,),) = _subplots(figsize=(7, 1.2 + 0.28 * len(errors)))
+    for place, (name, values) in enumerate(errors.items()):
+      colour = BLUE if place else ORANGE
+      axis.plot(values, [place] * len(values), 'o', color=colour, alpha=0.5, ms=5)
+      if values:
+        axis.plot(np.mean(values), place, '|', color=colour, ms=14, mew=2.5)
+      if not place and values:
+        axis.axvline(np.mean(values), color=colour, lw=0.8, ls=':')
+    axis.set_yticks(range(len(errors)), list(errors))
+    axis.invert_yaxis()
+    axis.set_xlabel('wrong, % of validation: each run, and the mean')
+    return figure

@@ -253,9 +253,9 @@ def write_comparison(runs: Sequence[Workdir], folder: epath.Path) -> epath.Path:
   page.heading('Where their configs differ')
   page.table(
       [
-          (key, *(json.dumps(config.get(key)) for config in configs))
+          (key, *(json.dumps(values.get(key)) for values in configs))
           for key in sorted(set().union(*configs))
-          if len({json.dumps(config.get(key)) for config in configs}) > 1
+          if len({json.dumps(values.get(key)) for values in configs}) > 1
       ],
       ('knob', *names),
   )

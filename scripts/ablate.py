@@ -63,6 +63,8 @@ def main() -> None:
     variants = ['baseline', *variants]
   for variant in variants:
     _check(variant, args)
+  from digitnet import pictures  # which takes a second that a typo need not wait for
+
   args.output.mkdir(parents=True, exist_ok=True)
   results = _run_all(variants, args)
   rows = summarize(results)
@@ -73,7 +75,11 @@ def main() -> None:
     writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-  _plot(results, [row['variant'] for row in rows], args.output / 'ablations.png')
+  errors = {
+      row['variant']: list(_errors(results[row['variant']], 'validation').values())
+      for row in rows
+  }
+  pictures.save(pictures.dots(errors), args.output / 'ablations.png')
 
 
 def _run_all(variants, args):
@@ -237,31 +243,6 @@ def format_table(rows: list[dict]) -> str:
         f' {cell(row, "images_per_second", ".0f")} | {cell(row, "parameters", ",")} |'
     )
   return '\n'.join(lines)
-
-
-def _plot(results, names, path):
-  """Each run a dot, each variant a line with its mean."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  names = names[::-1]  # The first at the top.
-  figure, axes = plt.subplots(
-      figsize=(7, 1.2 + 0.35 * len(names)), layout='constrained'
-  )
-  for place, name in enumerate(names):
-    errors = list(_errors(results[name], 'validation').values())
-    color = '#d55e00' if name == 'baseline' else '#0072b2'
-    axes.plot(errors, [place] * len(errors), 'o', color=color, alpha=0.5, ms=5)
-    if errors:
-      axes.plot(statistics.mean(errors), place, '|', color=color, ms=18, mew=2.5)
-  axes.set_yticks(range(len(names)), names)
-  axes.set_xlabel('wrong, % of validation: each run, and the mean')
-  axes.grid(axis='x', alpha=0.3)
-  axes.spines[['top', 'right']].set_visible(False)
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from configs import ablations
 from configs import default
 from configs import kaggle
 from configs import quick
+from configs import record
 from configs import speedrun
 from digitnet import config as config_lib
 from digitnet.errors import UserError
@@ -21,7 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.mark.parametrize(
     'config',
     [
-        config.get_config() for config in (default, quick, kaggle, speedrun)
+        config.get_config() for config in (default, quick, kaggle, record, speedrun)
     ]
     + [ablations.get_config(name) for name in ablations.ABLATIONS],
 )

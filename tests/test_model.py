@@ -9,6 +9,7 @@ from configs import ablations
 from configs import default
 from configs import kaggle
 from configs import quick
+from configs import record
 from configs import speedrun
 from digitnet import model as model_lib
 from digitnet.model import DigitNet
@@ -52,7 +53,7 @@ def test_table_is_the_cards():
   assert 'Dense 8192, relu          (8192)        25,698,304' in text
 
 
-@pytest.mark.parametrize('config', [default, quick, kaggle, speedrun])
+@pytest.mark.parametrize('config', [default, quick, kaggle, record, speedrun])
 def test_presets_keep_the_cards_network(config):
   """A preset changes the network it is compared by."""
   params = model_lib.abstract_params(_net(config.get_config()))

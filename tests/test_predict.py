@@ -106,6 +106,19 @@ def test_evaluate_scores_damaged_images(workdir, files, run_python):
   assert len({one['loss'] for one in scores}) == len(scores) - 1
 
 
+def test_evaluate_lists_the_mistakes(workdir, files, run_python, tmp_path):
+  """The list has another number of mistakes than the score, or right answers."""
+  process = run_python(
+      'scripts/evaluate.py', f'--workdir={workdir}', f'--mistakes={tmp_path / "out"}',
+      files / 'images.gz', files / 'labels', check=True,
+  )
+  with (tmp_path / 'out/mistakes.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == json.loads(process.stdout)['num_errors'] > 0
+  assert all(row['label'] != row['read_as'] for row in rows)
+  assert (tmp_path / 'out/mistakes.png').exists()
+
+
 def test_predict_prints_the_same_for_every_format(workdir, files, run_python):
   """Two formats of the same images are read as different digits."""
   outs = [
