@@ -23,11 +23,14 @@ _ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'Resume with another config than the run began with.'
 )
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT of process 0, to train on several processes.'
+    'coordinator',
+    None,
+    'HOST:PORT of process 0, to train on several processes; not needed on a Cloud TPU,'
+    ' nor under srun or mpirun, which tell.',
 )
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', 1, 'In all.', lower_bound=1)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'In all.', lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer(
-    'process_id', 0, "This process' number.", lower_bound=0
+    'process_id', None, "This process' number, from 0.", lower_bound=0
 )
 _TUNE_MALLOC = flags.DEFINE_bool(
     'tune_malloc', True, 'Use huge pages, and keep freed memory, where glibc can.'

@@ -1,12 +1,16 @@
 """Several processes that train as one: their start, their agreement, their end.
 
+They find each other by flags, or by what Slurm, Open MPI or a Cloud TPU tells them.
+
 Process 0, the main one, writes all files; the others hold the same state and only
 compute. Whatever ends one of them ends all: the next collective fails.
 """
 
 from collections.abc import Callable
 import contextlib
+import importlib.util
 import json
+import os
 import threading
 from typing import Any
 
@@ -23,39 +27,54 @@ from digitnet.errors import UserError
 _HEARTBEAT_SECONDS = 10
 
 
+# By launcher: the variables that a process finds its own number and their count in.
+_LAUNCHERS = {
+    # Of one step of a job: an interactive shell in an allocation has none.
+    'Slurm': ('SLURM_STEP_NODELIST', 'SLURM_NTASKS'),
+    'Open MPI': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
+}
+
+
 def start(
-    coordinator: str | None, num_processes: int, process_id: int, timeout: int
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: int,
 ) -> None:
-  """Joins the cluster; before any other JAX call.
+  """Joins the cluster, if there is one; before any other JAX call.
+
+  Without a coordinator it is the launcher that says whether there is, and JAX that reads
+  from its variables where: see `launcher`.
 
   Args:
-    coordinator: HOST:PORT of process 0; None for a process alone.
-    num_processes: of the whole cluster.
-    process_id: this one's, from 0.
+    coordinator: HOST:PORT of process 0; None if the launcher is to be asked.
+    num_processes: of the whole cluster; None with the coordinator.
+    process_id: this one's, from 0; likewise.
     timeout: seconds to wait for the others; then the process ends, code 1.
 
   Raises:
     UserError: these do not fit together.
+    TrainingFailed: the cluster cannot be joined.
   """
-  if coordinator is None:
-    if num_processes > 1 or process_id:
-      raise UserError(
-          f'--num_processes={num_processes} --process_id={process_id}: name the'
-          ' address of process 0 too, as --coordinator=HOST:PORT'
-      )
-    return
-  host, colon, port = coordinator.rpartition(':')
-  if not (host and colon and port.isdigit()):
-    raise UserError(f'--coordinator={coordinator}: must be HOST:PORT')
-  if process_id >= num_processes:
+  given = (coordinator, num_processes, process_id)
+  if coordinator is not None:
+    _check(coordinator, num_processes, process_id)
+    me, where = f'process {process_id} of {num_processes}', coordinator
+  elif num_processes is not None or process_id is not None:
     raise UserError(
-        f'--process_id={process_id}: must be below --num_processes={num_processes}'
+        '--num_processes and --process_id: name the address of process 0 too, as'
+        ' --coordinator=HOST:PORT'
     )
+  else:
+    started_by = launcher()
+    if started_by is None:
+      return
+    me, where = 'this process', f'the address that {started_by} gives'
 
   def give_up():
     console.warn(
-        f'process {process_id} of {num_processes}: the others did not all come to'
-        f' {coordinator} within {timeout} s; start them, or raise --start_timeout'
+        f'{me}: the others did not all come to {where} within {timeout} s; start'
+        ' them, or raise --start_timeout'
     )
     cli.leave_at_once_if_failed()
     cli.leave(1)
@@ -66,21 +85,53 @@ def start(
   patience.start()
   try:
     jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
+        *given,
         initialization_timeout=timeout + 60,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
-  except RuntimeError as error:  # The port is taken, for one.
-    raise TrainingFailed(
-        f'process {process_id} cannot join {coordinator} ({_first_line(error)})'
-    ) from None
-  patience.cancel()
+  # A port that is taken, or variables of a launcher that JAX cannot make sense of.
+  except (RuntimeError, ValueError, LookupError) as error:
+    raise TrainingFailed(f'{me} cannot join {where} ({_first_line(error)})') from None
+  finally:
+    patience.cancel()
   # JAX' own end waits for the others for minutes.
   cli.leave_at_once_if_failed()
   if not is_main():
     console.silence()
+
+
+def launcher() -> str | None:
+  """What started this process as one of several; None where nothing did.
+
+  A Cloud TPU counts with a single host too: only its metadata tell how many there are,
+  and JAX asks them.
+  """
+  for name, (mine, count_of_all) in _LAUNCHERS.items():
+    if mine in os.environ and os.environ.get(count_of_all, '1') != '1':
+      return name
+  platforms = os.environ.get('JAX_PLATFORMS', 'tpu').split(',')
+  if 'tpu' in platforms and importlib.util.find_spec('libtpu') and _has_tpu():
+    return 'Cloud TPU'
+  return None
+
+
+def _has_tpu():
+  """Whether the kernel shows a TPU: v2 to v4 as accel, newer ones by VFIO."""
+  return any(map(os.path.exists, ('/dev/accel0', '/dev/vfio/0')))
+
+
+def _check(coordinator, num_processes, process_id):
+  host, colon, port = coordinator.rpartition(':')
+  if not (host and colon and port.isdigit()):
+    raise UserError(f'--coordinator={coordinator}: must be HOST:PORT')
+  if num_processes is None or process_id is None:
+    raise UserError(
+        f'--coordinator={coordinator}: name --num_processes and --process_id too'
+    )
+  if process_id >= num_processes:
+    raise UserError(
+        f'--process_id={process_id}: must be below --num_processes={num_processes}'
+    )
 
 
 def count() -> int:

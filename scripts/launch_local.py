@@ -1,0 +1,153 @@
+"""Trains on several processes of this machine, as a cluster of hosts would.
+
+    python scripts/launch_local.py --processes=2 -- --config=configs/quick.py
+    python scripts/launch_local.py --processes=4 --devices_per_process=2 -- \\
+        --config=configs/quick.py --workdir=runs/cluster
+
+Behind -- stand flags of main.py. Each process has as many virtual CPU devices of its own
+as --devices_per_process says. Their lines come with the number of the process before
+them. One Ctrl-C, or SIGTERM, has all of them save and end; a second ends them at once.
+
+The exit code is 0 if all ended well, else that of the process that failed first. When
+one fails the others follow within seconds; whoever does not is killed. The same command
+again resumes.
+"""
+
+import argparse
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from digitnet import cli
+from digitnet.errors import UserError
+
+_MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
+# Longer than the others need to notice that one is gone.
+_PATIENCE_SECONDS = 30
+
+
+def main() -> int:
+  ours, flags = sys.argv[1:], []
+  if '--' in ours:
+    place = ours.index('--')
+    ours, flags = ours[:place], ours[place + 1 :]
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+      usage='launch_local.py [-h] [--processes N] [--devices_per_process N] -- FLAGS',
+  )  # fmt: skip
+  parser.add_argument(
+      '--processes', type=cli.positive, default=2, help='default: 2'
+  )
+  parser.add_argument(
+      '--devices_per_process', type=cli.positive, default=1, help='default: 1'
+  )
+  args = parser.parse_args(ours)
+  for flag in flags:
+    name = flag.lstrip('-').split('=')[0]
+    if name in ('coordinator', 'num_processes', 'process_id'):
+      raise UserError(f'{flag}: is for this script to choose')
+  return _Cluster(args, flags).run()
+
+
+class _Cluster:
+  """The processes, and what is done about their ends."""
+
+  def __init__(self, args, flags):
+    self._stops = 0
+    port = _free_port()
+    self._processes = [
+        subprocess.Popen(
+            [
+                sys.executable, _MAIN, f'--coordinator=localhost:{port}',
+                f'--num_processes={args.processes}', f'--process_id={number}', *flags,
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=_environment(args.devices_per_process),
+            # Else the terminal's Ctrl-C would reach them past this script.
+            start_new_session=True,
+        )
+        for number in range(args.processes)
+    ]  # fmt: skip
+    self._readers = [
+        threading.Thread(target=_relay, args=(number, process.stdout), daemon=True)
+        for number, process in enumerate(self._processes)
+    ]
+
+  def run(self) -> int:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(signum, self._stop)
+    for reader in self._readers:
+      reader.start()
+    try:
+      return self._wait()
+    finally:
+      self._kill_all()
+      for reader in self._readers:
+        reader.join(5)
+
+  def _wait(self):
+    """Waits for all; from the first failure on, only for so long."""
+    first, deadline = 0, None
+    while True:
+      codes = [process.poll() for process in self._processes]
+      if not first:
+        # 1 is also what those end with that lost another one.
+        failed = [code for code in codes if code]
+        first = min(failed, key=lambda code: code == 1, default=0)
+        if first:
+          deadline = time.monotonic() + _PATIENCE_SECONDS
+      if None not in codes:
+        break
+      if deadline and time.monotonic() > deadline:
+        left = [number for number, code in enumerate(codes) if code is None]
+        print(f'digitnet: killing processes {left}, which do not end', file=sys.stderr)
+        self._kill_all()
+      time.sleep(0.1)
+    return 128 - first if first < 0 else first
+
+  def _stop(self, signum, frame):
+    del signum, frame
+    self._stops += 1
+    for process in self._processes:
+      if process.poll() is None:
+        # SIGTERM to one has all of them agree on a step, save it and end.
+        process.send_signal(signal.SIGTERM if self._stops == 1 else signal.SIGKILL)
+
+  def _kill_all(self):
+    for process in self._processes:
+      if process.poll() is None:
+        process.kill()
+    for process in self._processes:
+      process.wait()
+
+
+def _environment(num_devices):
+  flags = os.environ.get('XLA_FLAGS', '')
+  return {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'PYTHONUNBUFFERED': '1',
+      'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={num_devices}',
+  }
+
+
+def _relay(number, lines):
+  for line in lines:
+    print(f'[{number}] {line}', end='', flush=True)
+
+
+def _free_port():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
+
+
+if __name__ == '__main__':
+  # The code of a process that failed is ours.
+  codes = []
+  sys.exit(cli.run(lambda: codes.append(main())) or codes[0])

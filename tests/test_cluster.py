@@ -1,0 +1,130 @@
+"""Several processes: how they find each other, and that any of them walk one curve."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from digitnet import cluster
+from digitnet.metrics_log import read_metrics
+from digitnet.workdir import Workdir
+from tests.conftest import ROOT
+
+_COUNT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from digitnet import cli, cluster
+cluster.start(None, None, None, 60)
+import jax
+total = cluster.from_main(jax.process_count() * 100)
+print(jax.process_index(), jax.process_count(), total)
+cli.leave(0)
+"""
+
+
+def _slurm(number, port):
+  # JAX makes the port of the job's number.
+  return {
+      'SLURM_JOB_ID': str(port - (65535 - 2**12 + 1)), 'SLURM_STEP_NODELIST': 'localhost',
+      'SLURM_NTASKS': '2', 'SLURM_PROCID': str(number), 'SLURM_LOCALID': str(number),
+  }  # fmt: skip
+
+
+def _open_mpi(number, port):
+  return {
+      'OMPI_MCA_orte_hnp_uri': f'1531576320.0;tcp://127.0.0.1:{port}',
+      'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': str(number),
+      'OMPI_COMM_WORLD_LOCAL_RANK': str(number), 'OMPI_VERSION': '4.1.4',
+      'JAX_COORDINATOR_PORT': str(port),
+  }  # fmt: skip
+
+
+def _port_for_slurm():
+  for port in range(65535 - 2**12 + 1 + os.getpid() % 2000, 65535):
+    with socket.socket() as free:
+      try:
+        free.bind(('localhost', port))
+        return port
+      except OSError:
+        continue
+  raise AssertionError('no free port')
+
+
+@pytest.mark.parametrize('variables', [_slurm, _open_mpi])
+def test_processes_find_each_other_by_their_launchers_variables(variables):
+  """Under srun or mpirun each process trains for itself, all in one workdir."""
+  port = _port_for_slurm()
+  processes = [
+      subprocess.Popen(
+          [sys.executable, '-c', _COUNT, ROOT],
+          env={**os.environ, 'JAX_PLATFORMS': 'cpu', **variables(number, port)},
+          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      )
+      for number in range(2)
+  ]  # fmt: skip
+  ended = [process.communicate(timeout=120) for process in processes]
+  for number, (process, (out, err)) in enumerate(zip(processes, ended)):
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1] == f'{number} 2 200'
+
+
+@pytest.mark.parametrize(
+    'variables, found',
+    [
+        ({}, None),
+        # An interactive shell in an allocation, and a step of one task.
+        ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, None),
+        ({'SLURM_STEP_NODELIST': 'a', 'SLURM_NTASKS': '1'}, None),
+        ({'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_NTASKS': '2'}, 'Slurm'),
+        ({'OMPI_COMM_WORLD_RANK': '0', 'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'),
+    ],
+)
+def test_launcher(monkeypatch, variables, found):
+  """A process alone waits for others that nobody starts."""
+  for name in list(os.environ):
+    if name.startswith(('SLURM_', 'OMPI_')):
+      monkeypatch.delenv(name)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert cluster.launcher() == found
+
+
+def test_a_cloud_tpu_is_asked_for_its_hosts(monkeypatch):
+  """Each host of a slice trains for itself, or a CPU run on one waits for the others."""
+  monkeypatch.setattr(cluster, '_has_tpu', lambda: True)
+  monkeypatch.setattr(cluster.importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  assert cluster.launcher() == 'Cloud TPU'
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  assert cluster.launcher() is None
+
+
+@pytest.fixture(scope='module')
+def one_process(train_tiny):
+  return train_tiny('30 steps', {'log_every': '1 steps'})
+
+
+@pytest.mark.parametrize('processes, devices', [(1, 4), (2, 2), (4, 1)])
+def test_any_cluster_walks_one_curve(
+    run_python, tiny_flags, one_process, tmp_path, processes, devices
+):
+  """The batch is cut otherwise, an example is counted twice, or a key is a device's."""
+  flags = tiny_flags({'duration': '30 steps', 'log_every': '1 steps'})
+  process = run_python(
+      'scripts/launch_local.py', f'--processes={processes}',
+      f'--devices_per_process={devices}', '--', f'--workdir={tmp_path}', *flags,
+      check=True,
+  )  # fmt: skip
+  assert f'{processes * devices} x cpu' in process.stdout
+  ours, one = (read_metrics(Workdir(path).metrics) for path in (tmp_path, one_process))
+  keys = ('step', 'split', 'num_examples')
+  assert [[x[k] for k in keys] for x in ours] == [[x[k] for k in keys] for x in one]
+  difference = np.abs([a['loss'] / b['loss'] - 1 for a, b in zip(ours, one)]).max()
+  print(f'{processes} x {devices}: losses within {difference:.1e} of 1 x 1')
+  # Rounding alone: far below the 1e-3 that is promised.
+  assert difference < 1e-4
+  results = [Workdir(path).load_results() for path in (tmp_path, one_process)]
+  assert results[0]['test']['num_examples'] == results[1]['test']['num_examples'] == 719
