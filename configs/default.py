@@ -18,7 +18,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.duration = '12 epochs'
   # Images an update, over all devices together; a multiple of their number.
   config.batch_size = 128
-  # Images an evaluation step, likewise; does not change any result.
+  # Parts that each device cuts its images of an update into, one after the other, where
+  # all at once would not fit its memory; does not change any result but by rounding.
+  config.accumulation = 1
+  # Of the gradients on their way between devices: 'bfloat16' halves what they send.
+  config.all_reduce_dtype = 'float32'
+  # Images an evaluation step, a multiple of the devices; does not change any result.
   config.eval_batch_size = 512
   # A split with fewer steps than this in one pass is passed over several times
   # an epoch: the bundled digits would otherwise be left half learnt.
@@ -66,6 +71,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.optim = ml_collections.ConfigDict()
   # The highest that the schedule reaches.
   config.optim.learning_rate = 1e-3
+  # What the learning rate is multiplied by, with n times the reference batch size:
+  # 'none', 'linear' (n) or 'sqrt' (its root).
+  config.optim.rate_scaling = 'none'
+  config.optim.reference_batch_size = 128
   # 'constant', 'cosine', 'one_cycle' or 'plateau'.
   config.optim.schedule = 'one_cycle'
   # The learning rate rises for this long.

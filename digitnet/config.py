@@ -16,6 +16,7 @@ from digitnet.data import sources
 from digitnet.data import splits
 from digitnet.errors import UserError
 from digitnet.model import IMAGE_SHAPE
+from digitnet.optim import RATE_SCALINGS
 from digitnet.optim import SCHEDULES
 
 
@@ -79,6 +80,8 @@ RULES: dict[str, Rule] = {
     'seed': _int(0),
     'duration': _DURATION,
     'batch_size': _int(1),
+    'accumulation': _int(1),
+    'all_reduce_dtype': _DTYPE,
     'eval_batch_size': _int(1),
     'min_steps_per_epoch': _int(1),
     'data.source': _choice('auto', *sources.SOURCES),
@@ -111,6 +114,8 @@ RULES: dict[str, Rule] = {
     'optim.learning_rate': _number(
         lambda value: 0 < value < 3e38, 'a number above 0, within float32'
     ),
+    'optim.rate_scaling': _choice(*RATE_SCALINGS),
+    'optim.reference_batch_size': _int(1),
     'optim.schedule': _choice(*SCHEDULES),
     'optim.warmup': Rule(_is_duration, durations.ALLOWED),
     'optim.b1': _FRACTION,
@@ -207,18 +212,23 @@ def _check_lengths(values):
 
 
 def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Checks that batches divide evenly over the devices.
+  """Checks that batches divide evenly over the devices, and over their parts.
 
   Raises:
     UserError: names the nearest sizes that do.
   """
-  for name in ('batch_size', 'eval_batch_size'):
+  parts = f' x config.accumulation={config.accumulation}'
+  for name, divisor, over in (
+      ('batch_size', num_devices * config.accumulation, parts),
+      ('eval_batch_size', num_devices, ''),
+  ):
     size = config[name]
-    if size % num_devices:
-      below = size // num_devices * num_devices
-      nearest = [str(n) for n in (below, below + num_devices) if n]
+    if size % divisor:
+      below = size // divisor * divisor
+      nearest = [str(n) for n in (below, below + divisor) if n]
       raise UserError(
-          f'config.{name}={size}: does not divide over {num_devices} devices;'
+          f'config.{name}={size}: does not divide over {num_devices} devices'
+          f'{over if config.accumulation > 1 else ""};'
           f' nearest that do: {" and ".join(nearest)}'
       )
 

@@ -46,6 +46,29 @@ SCHEDULES = {
 }
 
 
+# (n times the reference batch) -> what the learning rate is multiplied by: n after Goyal
+# et al. (2017, arXiv:1706.02677), for SGD; its root after Malladi et al. (2022,
+# arXiv:2205.10287), for Adam.
+RATE_SCALINGS = {
+    'none': lambda n: 1.0,
+    'linear': lambda n: n,
+    'sqrt': lambda n: n**0.5,
+}
+
+
+def scale_rate(
+    learning_rate: float, scaling: str, batch_size: int, reference: int
+) -> float:
+  """The learning rate for a batch of another size than the one it was chosen with.
+
+  Args:
+    learning_rate: for the reference.
+    scaling: a name in `RATE_SCALINGS`.
+    batch_size, reference: images an update.
+  """
+  return learning_rate * RATE_SCALINGS[scaling](batch_size / reference)
+
+
 def make_schedule(
     name: str, learning_rate: float, total_steps: int, warmup_steps: int
 ) -> optax.Schedule:

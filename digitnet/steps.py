@@ -105,6 +105,8 @@ def make_train_step(
     clip_norm: float = 0.0,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
+    accumulation: int = 1,
+    all_reduce_dtype: str = 'float32',
 ) -> Callable:
   """Builds `train_step(state, examples, batch, lr_scale) -> state, StepReport`.
 
@@ -122,33 +124,39 @@ def make_train_step(
       al., 2016); the reported loss has none.
     average_decay: of the state's moving average of the parameters, if it has one; in
       the first steps less, as they would else stay at the initial ones.
+    accumulation: parts that a device works on one after the other.
+    all_reduce_dtype: that gradients are sent between devices in.
   """
 
   def train_step(state, examples, batch, lr_scale):
     local_size = batch.mask.shape[0]
     places = lax.axis_index(AXIS) * local_size + jnp.arange(local_size)
-    dropout_keys = rng.example_keys(seed, 'dropout', state.step, places)
-    augment_keys = rng.example_keys(seed, 'augment', state.step, places)
-    images = to_float(examples.images[batch.indices])
-    images = augment.augment(images, augment_keys, strengths)
-    labels = examples.labels[batch.indices]
-
     # Scaled so that the mean over devices is the mean over the real examples
     # of the global batch, however these are spread over the devices.
     mean_count = lax.pmean(jnp.sum(batch.mask), AXIS)
 
-    def loss_fn(params):
-      logits = model.apply({'params': params}, images, dropout_keys)
-      metrics = BatchMetrics.compute(logits, labels, batch.mask)
-      loss = metrics.loss
-      if label_smoothing:
-        evenly = -jax.nn.log_softmax(logits).mean(axis=-1)
-        loss *= 1 - label_smoothing
-        loss += label_smoothing * jnp.sum(jnp.where(batch.mask, evenly, 0))
-      return loss / mean_count, metrics
+    def sums_of(batch, places):
+      """Gradients and metrics of some of this device's images."""
+      dropout_keys = rng.example_keys(seed, 'dropout', state.step, places)
+      augment_keys = rng.example_keys(seed, 'augment', state.step, places)
+      images = to_float(examples.images[batch.indices])
+      images = augment.augment(images, augment_keys, strengths)
+      labels = examples.labels[batch.indices]
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-    grads = parallel.pmean(grads)
+      def loss_fn(params):
+        logits = model.apply({'params': params}, images, dropout_keys)
+        metrics = BatchMetrics.compute(logits, labels, batch.mask)
+        loss = metrics.loss
+        if label_smoothing:
+          evenly = -jax.nn.log_softmax(logits).mean(axis=-1)
+          loss *= 1 - label_smoothing
+          loss += label_smoothing * jnp.sum(jnp.where(batch.mask, evenly, 0))
+        return loss / mean_count, metrics
+
+      return jax.grad(loss_fn, has_aux=True)(state.params)
+
+    grads, metrics = _sum_over_parts(sums_of, (batch, places), accumulation)
+    grads = parallel.pmean(grads, all_reduce_dtype)
     # Apart, so that the squares are summed as they are made, and not stored for
     # Adam, which needs the same ones.
     grad_norm = optax.global_norm(lax.optimization_barrier(grads))
@@ -165,6 +173,23 @@ def make_train_step(
     return state_after, report
 
   return train_step
+
+
+def _sum_over_parts(sums_of, args, num_parts):
+  """`sums_of(*args)`, of one part of the arguments' leading axis after the other."""
+  if num_parts == 1:
+    return sums_of(*args)
+  first, rest = (
+      jax.tree.map(
+          lambda x: x.reshape(num_parts, -1, *x.shape[1:])[places], args
+      )
+      for places in (0, slice(1, None))
+  )
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, sums_of(*part)), None
+
+  return lax.scan(add, sums_of(*first), rest)[0]
 
 
 def _update(optimizer, state, grads, grad_norm, lr_scale, decay):

@@ -175,7 +175,12 @@ def train(
   """
   schedule = optim.make_schedule(
       config.optim.schedule,
-      config.optim.learning_rate,
+      optim.scale_rate(
+          config.optim.learning_rate,
+          config.optim.rate_scaling,
+          config.batch_size,
+          config.optim.reference_batch_size,
+      ),
       plan.last_step,
       plan.warmup,
   )
@@ -225,6 +230,8 @@ def train(
           config.optim.clip_norm,
           config.optim.label_smoothing,
           config.optim.average_decay,
+          config.accumulation,
+          config.all_reduce_dtype,
       ),
       donate_argnums=(0,),
   )

@@ -160,6 +160,11 @@ def test_indivisible_batch_names_the_nearest():
   with pytest.raises(UserError, match='config.eval_batch_size=511'):
     config_lib.check_devices(config, 8)
   config_lib.check_devices(config, 1)
+  config.batch_size, config.eval_batch_size, config.accumulation = 96, 512, 4
+  config_lib.check_devices(config, 8)
+  config.batch_size = 104
+  with pytest.raises(UserError, match='8 devices x config.accumulation=4; .* 96 and 128'):
+    config_lib.check_devices(config, 8)
 
 
 def test_differences_name_what_changed():

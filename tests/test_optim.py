@@ -92,3 +92,12 @@ def test_weight_decay_is_apart_from_adam_and_spares_biases():
   np.testing.assert_allclose(
       decayed['kernel'], plain['kernel'] - 0.1 * 0.05 * 2.0, rtol=1e-5
   )
+
+
+@pytest.mark.parametrize(
+    'scaling, wanted', [('none', 1e-3), ('linear', 4e-3), ('sqrt', 2e-3)]
+)
+def test_learning_rate_follows_the_batch(scaling, wanted):
+  """A batch of four times the size learns at another rate than it says."""
+  assert optim.scale_rate(1e-3, scaling, 512, 128) == pytest.approx(wanted)
+  assert optim.scale_rate(1e-3, scaling, 128, 128) == 1e-3
