@@ -30,10 +30,10 @@ state = on_all(jax.eval_shape(lambda: steps.init_state(
 examples = on_all(steps.Examples(one((99, 28, 28, 1), np.uint8), one((99,), np.int32)))
 batch = on_all(steps.Batch(one((16,), np.int32), one((16,), np.bool_)))
 
-def collectives(step, *args):
+def collectives(platform, step, *args):
   exported = jax.export.export(
-      jax.jit(lambda *args: step(*args)), platforms=('tpu', 'cuda'))(*args)
-  assert exported.nr_devices == 8 and exported.platforms == ('tpu', 'cuda')
+      jax.jit(lambda *args: step(*args)), platforms=(platform,))(*args)
+  assert exported.nr_devices == 8 and exported.platforms == (platform,)
   text = exported.mlir_module()
   return [
       (op, re.search(r'\\}}[)>] : \\((.*?)\\)', text[found.end():], re.S).group(1))
@@ -41,10 +41,12 @@ def collectives(step, *args):
       for op in [found.group(1)]
   ]
 
-print(json.dumps({{
-    'train': collectives(train_step, state, examples, batch, on_all(one((), np.float32))),
-    'eval': collectives(eval_step, state.params, examples, batch),
-}}))
+for platform in ('tpu', 'cuda'):
+  print(json.dumps([
+      collectives(platform, train_step, state, examples, batch,
+                  on_all(one((), np.float32))),
+      collectives(platform, eval_step, state.params, examples, batch),
+  ]))
 """
 
 _OF_METRICS = [
@@ -83,8 +85,10 @@ def _of_gradients(dtype, rest):
 )
 def test_one_message_a_bucket_and_nothing_else(on_devices, overrides, gradients):
   """Gradients are sent twice, or an array at a time; activations travel too."""
-  found = json.loads(on_devices(8, _EXPORT.format(overrides=overrides)).splitlines()[-1])
-  assert sorted(found['train']) == sorted(gradients + _OF_METRICS)
-  assert sorted(found['eval']) == sorted(
-      [['all_gather', 'tensor<16x10xf32>'], *_OF_METRICS[1:]]
-  )
+  lines = on_devices(8, _EXPORT.format(overrides=overrides)).splitlines()
+  for line in lines[-2:]:  # for TPU, and for GPU
+    in_training, in_evaluation = json.loads(line)
+    assert sorted(in_training) == sorted(gradients + _OF_METRICS)
+    assert sorted(in_evaluation) == sorted(
+        [['all_gather', 'tensor<16x10xf32>'], *_OF_METRICS[1:]]
+    )
