@@ -13,6 +13,7 @@ from configs import kaggle
 from configs import quick
 from configs import record
 from configs import speedrun
+from configs import tpu
 from digitnet import config as config_lib
 from digitnet.errors import UserError
 
@@ -22,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.mark.parametrize(
     'config',
     [
-        config.get_config() for config in (default, quick, kaggle, record, speedrun)
+        config.get_config() for config in (default, quick, kaggle, record, speedrun, tpu)
     ]
     + [ablations.get_config(name) for name in ablations.ABLATIONS],
 )

@@ -11,6 +11,7 @@ from configs import kaggle
 from configs import quick
 from configs import record
 from configs import speedrun
+from configs import tpu
 from digitnet import model as model_lib
 from digitnet.model import DigitNet
 
@@ -53,7 +54,7 @@ def test_table_is_the_cards():
   assert 'Dense 8192, relu          (8192)        25,698,304' in text
 
 
-@pytest.mark.parametrize('config', [default, quick, kaggle, record, speedrun])
+@pytest.mark.parametrize('config', [default, quick, kaggle, record, speedrun, tpu])
 def test_presets_keep_the_cards_network(config):
   """A preset changes the network it is compared by."""
   params = model_lib.abstract_params(_net(config.get_config()))

@@ -1,0 +1,298 @@
+#!/usr/bin/env bash
+# Trains on Cloud TPU VMs, one host or a slice of many.
+#   bash scripts/tpu.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- FLAGS of main.py]
+#
+# Commands, in the order of their use:
+#   create   asks for the TPU, and waits until it is there
+#   setup    brings the last commit and its dependencies to every host
+#   run      starts main.py on every host; it goes on when the connection drops
+#   status   the state of the TPU, and of the run on each host
+#   logs     the last lines of the run; of host 0, or of --worker=N
+#   results  brings the workdir from the bucket to runs/NAME here
+#   resume   after a preemption: delete, create, setup and run
+#   delete   deletes the TPU; the bucket stays
+#
+# Flags:
+#   --name=NAME         of the TPU, the queued resource and the workdir
+#   --zone=ZONE         as us-west4-a
+#   --type=TYPE         as v5litepod-8, v6e-1 or v4-32; default: v5litepod-8
+#   --bucket=gs://...   a folder where the workdir is kept; without it, nothing
+#                       survives the TPU. It is also where a run is resumed from.
+#   --spot              cheaper, and may be taken back at any time
+#   --on_demand         at once or not at all, in place of waiting in a queue
+#   --runtime=VERSION   of the TPU software; default: the one for the type
+#   --project=PROJECT   default: that of gcloud
+#   --worker=N          the host whose logs to show, or all; default: 0
+#   --poll=SECONDS      between two looks at the state; default: 30
+#   --dry_run           prints every command, and runs none
+#
+# A spot slice of two hosts, from nothing to a result:
+#   bash scripts/tpu.sh create --name=digits --zone=us-west4-a --type=v5litepod-16 --spot
+#   bash scripts/tpu.sh setup --name=digits --zone=us-west4-a
+#   bash scripts/tpu.sh run --name=digits --zone=us-west4-a --bucket=gs://mine/runs -- --config=configs/tpu.py
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# mistake TEXT: the user's, exit code 2. fail TEXT: the platform's, 1.
+mistake() { echo "digitnet: $*" >&2; exit 2; }
+fail() { echo "digitnet: $*" >&2; remind; exit 1; }
+
+usage() { sed -n '2,/^set -euo/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
+
+remind() {
+  [ "$command" = delete ] && return
+  echo "While it exists the TPU costs money. To delete it:" \
+    "bash scripts/tpu.sh delete --name=$name --zone=$zone$kind" >&2
+}
+
+# With --dry_run the command is printed, ready to be pasted.
+call() {
+  if $dry_run; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+parse() {
+  command=${1:-help}
+  case $command in
+    create | setup | run | status | logs | results | resume | delete) shift ;;
+    help | -h | --help) usage; exit 0 ;;
+    *) mistake "$command: no such command; see bash scripts/tpu.sh --help" ;;
+  esac
+  name='' zone='' type=v5litepod-8 bucket='' runtime='' worker=0 poll=30 kind=''
+  spot=false on_demand=false dry_run=false
+  project=()
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --name=*) name=${1#*=} ;;
+      --zone=*) zone=${1#*=} ;;
+      --type=*) type=${1#*=} ;;
+      --bucket=*) bucket=${1#*=} ;;
+      --runtime=*) runtime=${1#*=} ;;
+      --project=*) project=("--project=${1#*=}") ;;
+      --worker=*) worker=${1#*=} ;;
+      --poll=*) poll=${1#*=} ;;
+      --spot) spot=true ;;
+      --on_demand) on_demand=true kind=' --on_demand' ;;
+      --dry_run) dry_run=true ;;
+      --) shift; break ;;
+      *) mistake "$1: no such flag; see bash scripts/tpu.sh --help" ;;
+    esac
+    shift
+  done
+  main_flags=("$@")
+}
+
+check() {
+  [[ $name =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
+    mistake "--name=$name: must be lower-case letters, digits and dashes, 50 at most"
+  [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] ||
+    mistake "--zone=$zone: must be a zone, as us-west4-a"
+  [[ $poll =~ ^[0-9]+$ ]] || mistake "--poll=$poll: must be seconds"
+  [[ $worker =~ ^([0-9]+|all)$ ]] || mistake "--worker=$worker: must be a number, or all"
+  [[ -z $bucket || $bucket =~ ^gs://[^/]+ ]] ||
+    mistake "--bucket=$bucket: must begin with gs://"
+  # The software of each generation, and its sizes: of v2 to v4 and v5p in cores.
+  local wanted
+  case $type in
+    v2-* | v3-* | v4-*) wanted=tpu-ubuntu2204-base ;;
+    v5litepod-*) wanted=v2-alpha-tpuv5-lite ;;
+    v5p-*) wanted=v2-alpha-tpuv5 ;;
+    v6e-*) wanted=v2-alpha-tpuv6e ;;
+    *) mistake "--type=$type: must be v2-N, v3-N, v4-N, v5litepod-N, v5p-N or v6e-N;" \
+      'newer ones do not come through this service, see scripts/README.md' ;;
+  esac
+  [[ ${type##*-} =~ ^[1-9][0-9]*$ ]] || mistake "--type=$type: must end in a number"
+  runtime=${runtime:-$wanted}
+  if $spot && $on_demand; then
+    mistake '--spot --on_demand: name one of them; a spot TPU is waited for in a queue'
+  fi
+  case $command in
+    results) [ -n "$bucket" ] || mistake 'results: name the --bucket of the run' ;;
+    resume)
+      [ -n "$bucket" ] || mistake 'resume: name the --bucket that the run is kept in'
+      ;;
+  esac
+  local flag
+  for flag in "${main_flags[@]}"; do
+    case $flag in
+      --workdir* | -workdir*)
+        mistake "$flag: the workdir is runs/NAME, and its copy in the --bucket" ;;
+    esac
+  done
+  $dry_run || command -v gcloud >/dev/null ||
+    mistake 'gcloud is not on the PATH: install the Google Cloud CLI, then gcloud init'
+}
+
+tpus() { call gcloud compute tpus "$@" "--zone=$zone" "${project[@]}"; }
+
+# on_hosts WHICH COMMAND: by ssh; tried again when the connection drops (255).
+on_hosts() {
+  local code tries
+  for tries in 1 2 3; do
+    code=0
+    tpus tpu-vm ssh "$name" "--worker=$1" "--command=$2" || code=$?
+    [ $code = 255 ] || return $code
+    echo "digitnet: the connection to $name dropped (try $tries of 3)" >&2
+    sleep "$poll"
+  done
+  return 255
+}
+
+# The state of the queued resource or of the TPU; ABSENT where there is none.
+state() {
+  if $dry_run; then
+    echo ACTIVE
+  elif $on_demand; then
+    tpus tpu-vm describe "$name" '--format=value(state)' 2>/dev/null || echo ABSENT
+  else
+    tpus queued-resources describe "$name" '--format=value(state.state)' 2>/dev/null ||
+      echo ABSENT
+  fi
+}
+
+# explained COMMAND...: where gcloud fails, adds what that usually means.
+explained() {
+  local errors code=0
+  errors=$(mktemp)
+  "$@" 2> >(tee "$errors" >&2) || code=$?
+  if [ $code != 0 ]; then
+    case $(cat "$errors") in
+      *[Qq]uota* | *RESOURCE_EXHAUSTED*)
+        set -- 'no quota for it: ask for some in the console, or take another --zone or --type' ;;
+      *[Zz]one* | *[Ll]ocation* | *'not found'*)
+        set -- "is $type to be had in $zone? gcloud compute tpus locations list" ;;
+      *PERMISSION_DENIED* | *[Aa]uth*)
+        set -- 'not allowed: gcloud auth login, and enable the Cloud TPU API' ;;
+      *) set -- 'see above' ;;
+    esac
+    rm -f "$errors"
+    fail "gcloud failed ($code): $1"
+  fi
+  rm -f "$errors"
+}
+
+create() {
+  local now flags
+  if ! $dry_run; then
+    now=$(state)
+    case $now in
+      ABSENT) ;;
+      ACTIVE | READY) echo "$name is there already"; return ;;
+      FAILED | SUSPENDED | PREEMPTED)
+        fail "$name is $now: delete it first, or resume does all of it" ;;
+      *) echo "$name was asked for already, and is $now"; wait_for_it; return ;;
+    esac
+  fi
+  flags=("--accelerator-type=$type")
+  if $on_demand; then
+    explained tpus tpu-vm create "$name" "${flags[@]}" "--version=$runtime"
+    return
+  fi
+  flags+=("--node-id=$name" "--runtime-version=$runtime")
+  if $spot; then flags+=(--spot); fi
+  explained tpus queued-resources create "$name" "${flags[@]}"
+  wait_for_it
+}
+
+wait_for_it() {
+  if $dry_run; then
+    echo "# every $poll s, until it prints ACTIVE:"
+    tpus queued-resources describe "$name" '--format=value(state.state)'
+    return
+  fi
+  local now before=''
+  while true; do
+    now=$(state)
+    [ "$now" = "$before" ] || echo "$(date +%H:%M:%S) $name: $now"
+    before=$now
+    case $now in
+      ACTIVE | READY) return ;;
+      FAILED)
+        tpus queued-resources describe "$name" '--format=yaml(state)' >&2 || true
+        fail "$name: the request failed; mend what it says above, delete, create" ;;
+      SUSPENDING | SUSPENDED | PREEMPTED)
+        fail "$name was taken back before it was used; resume asks again" ;;
+      ABSENT) fail "$name: the request is gone" ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+setup() {
+  [ -z "$(git -C "$root" status --porcelain 2>/dev/null)" ] ||
+    echo 'digitnet: what is not committed stays here' >&2
+  local bundle=/tmp/digitnet-$name.bundle
+  call git -C "$root" bundle create -q "$bundle" HEAD
+  tpus tpu-vm scp "$bundle" "$name:digitnet.bundle" --worker=all ||
+    fail "$name: the code could not be copied"
+  local unpack='rm -rf digitnet && git clone -q digitnet.bundle digitnet'
+  on_hosts all "$unpack && bash digitnet/scripts/tpu_worker.sh setup" ||
+    fail "$name: setup failed; see above"
+}
+
+run() {
+  if [ -z "$bucket" ]; then
+    echo 'digitnet: without --bucket the run is lost with the TPU' >&2
+  fi
+  local quoted=''
+  [ ${#main_flags[@]} = 0 ] || quoted=$(printf ' %q' "${main_flags[@]}")
+  on_hosts all "bash digitnet/scripts/tpu_worker.sh start $name '$bucket'$quoted" ||
+    fail "$name: the run was not started on every host; see above"
+  echo "Started. Watch it: bash scripts/tpu.sh logs --name=$name --zone=$zone"
+}
+
+status() {
+  local now
+  now=$(state)
+  echo "$name: $now"
+  case $now in
+    ACTIVE | READY) on_hosts all "bash digitnet/scripts/tpu_worker.sh status $name" ||
+      fail "$name: its hosts cannot be asked" ;;
+    SUSPENDING | SUSPENDED | PREEMPTED)
+      echo 'It was preempted: resume brings it back, with the flags of create and run.' ;;
+  esac
+}
+
+logs() {
+  on_hosts "$worker" "tail -n 40 digitnet/runs/$name.log" ||
+    fail "$name: no logs to be had; see status"
+}
+
+results() {
+  call mkdir -p "$root/runs/$name"
+  call gcloud storage rsync --recursive "${project[@]}" "$bucket/$name" "$root/runs/$name" ||
+    fail "$bucket/$name cannot be copied"
+  echo "in runs/$name"
+}
+
+delete() {
+  if $on_demand; then
+    explained tpus tpu-vm delete "$name" --quiet
+  else
+    # --force deletes the TPU too, and not only the request.
+    explained tpus queued-resources delete "$name" --force --quiet
+  fi
+  echo "$name is deleted${bucket:+; $bucket stays}"
+}
+
+resume() {
+  case $(state) in
+    ABSENT) ;;
+    ACTIVE | READY) $dry_run || mistake "$name is there: run goes on with it" ;;
+    *) delete ;;
+  esac
+  if $dry_run; then delete; fi
+  create
+  setup
+  run
+}
+
+parse "$@"
+check
+"$command"
+remind

@@ -1,0 +1,306 @@
+"""scripts/tpu.sh against a gcloud that is not one: it notes what it is asked for, and
+plays back the states and faults of a Cloud TPU."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+
+_GCLOUD = """#!{python}
+import json, pathlib, subprocess, sys
+folder = pathlib.Path({folder!r})
+with (folder / 'calls').open('a') as file:
+  print(json.dumps(sys.argv[1:]), file=file)
+scenario = json.loads((folder / 'scenario').read_text())
+words = [word for word in sys.argv[1:] if not word.startswith('--')]
+what = ' '.join(words[2:4] if words[0] == 'compute' else words[:2])
+answers = scenario.get(what, [])
+answer = answers.pop(0) if len(answers) > 1 else answers[0] if answers else {{}}
+(folder / 'scenario').write_text(json.dumps(scenario))
+print(answer.get('out', ''), end='')
+print(answer.get('err', ''), end='', file=sys.stderr)
+sys.exit(answer.get('code', 0))
+"""
+
+
+@pytest.fixture
+def tpu(tmp_path):
+  """Runs tpu.sh; the scenario holds, by gcloud command, what it answers in turn."""
+  folder = tmp_path / 'bin'
+  folder.mkdir()
+  fake = folder / 'gcloud'
+  fake.write_text(_GCLOUD.format(python=sys.executable, folder=str(tmp_path)))
+  fake.chmod(0o755)
+
+  def run(command, *flags, scenario=None):
+    (tmp_path / 'scenario').write_text(json.dumps(scenario or {}))
+    (tmp_path / 'calls').write_text('')
+    process = subprocess.run(
+        ['bash', ROOT / 'scripts/tpu.sh', *command.split(), *flags],
+        env={**os.environ, 'PATH': f'{folder}:{os.environ["PATH"]}'},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    lines = (tmp_path / 'calls').read_text().splitlines()
+    calls = [' '.join(json.loads(line)) for line in lines]
+    return process, calls
+
+  return run
+
+
+_AT = ('--name=digits', '--zone=us-west4-a', '--poll=0')
+_STATE = 'queued-resources describe'
+
+
+def _states(*states):
+  return [{'out': f'{state}\n'} if state else {'code': 1} for state in states]
+
+
+def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu):
+  """A command is missing, has another flag than gcloud knows, or costs money already."""
+  flags = (*_AT[:2], '--type=v5litepod-16', '--spot', '--bucket=gs://mine/runs', '--dry_run')
+  printed = []
+  for command in ('create', 'setup', 'run', 'status', 'logs', 'results', 'delete'):
+    process, calls = tpu(command, *flags, '--', '--config=configs/tpu.py', '--config.seed=1')
+    assert process.returncode == 0, process.stderr
+    assert not calls
+    assert command == 'delete' or 'costs money' in process.stderr
+    lines = [shlex.split(line) for line in process.stdout.splitlines() if 'gcloud' in line]
+    printed += [words for words in lines if words[0] == 'gcloud']
+  at = ['--zone=us-west4-a']
+  tpus = ['gcloud', 'compute', 'tpus']
+  worker = 'bash digitnet/scripts/tpu_worker.sh'
+  assert printed == [
+      [*tpus, 'queued-resources', 'create', 'digits', '--accelerator-type=v5litepod-16',
+       '--node-id=digits', '--runtime-version=v2-alpha-tpuv5-lite', '--spot', *at],
+      [*tpus, 'queued-resources', 'describe', 'digits', '--format=value(state.state)', *at],
+      [*tpus, 'tpu-vm', 'scp', '/tmp/digitnet-digits.bundle', 'digits:digitnet.bundle',
+       '--worker=all', *at],
+      [*tpus, 'tpu-vm', 'ssh', 'digits', '--worker=all',
+       '--command=rm -rf digitnet && git clone -q digitnet.bundle digitnet &&'
+       f' {worker} setup', *at],
+      [*tpus, 'tpu-vm', 'ssh', 'digits', '--worker=all',
+       f"--command={worker} start digits 'gs://mine/runs' --config=configs/tpu.py"
+       ' --config.seed=1', *at],
+      [*tpus, 'tpu-vm', 'ssh', 'digits', '--worker=all',
+       f'--command={worker} status digits', *at],
+      [*tpus, 'tpu-vm', 'ssh', 'digits', '--worker=0',
+       '--command=tail -n 40 digitnet/runs/digits.log', *at],
+      ['gcloud', 'storage', 'rsync', '--recursive', 'gs://mine/runs/digits',
+       str(ROOT / 'runs/digits')],
+      [*tpus, 'queued-resources', 'delete', 'digits', '--force', '--quiet', *at],
+  ]  # fmt: skip
+
+
+def test_create_waits_in_the_queue(tpu):
+  """It goes on before the TPU is there, or does not say what it waits for."""
+  process, calls = tpu('create', *_AT, scenario={
+      _STATE: _states(None, 'WAITING_FOR_RESOURCES', 'WAITING_FOR_RESOURCES',
+                      'PROVISIONING', 'ACTIVE'),
+  })  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  shown = [line.split()[-1] for line in process.stdout.splitlines()]
+  assert shown == ['WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE']
+  assert sum('create' in call for call in calls) == 1
+  assert 'delete --name=digits --zone=us-west4-a' in process.stderr
+
+
+def test_create_twice_waits_for_the_first(tpu):
+  """A dropped terminal costs a second TPU."""
+  process, calls = tpu(
+      'create', *_AT, scenario={_STATE: _states('PROVISIONING', 'ACTIVE')}
+  )
+  assert process.returncode == 0 and not any('create' in call for call in calls)
+
+
+@pytest.mark.parametrize(
+    'scenario, says',
+    [
+        ({'queued-resources create': [{'code': 1, 'err': "ERROR: Quota limit 'TPUV5sLitepod' has been exceeded"}]},
+         'no quota for it'),
+        ({'queued-resources create': [{'code': 1, 'err': 'ERROR: Location us-west4-a is not found'}]},
+         'to be had in us-west4-a'),
+        ({'queued-resources create': [{'code': 1, 'err': 'ERROR: PERMISSION_DENIED'}]},
+         'gcloud auth login'),
+        ({_STATE: _states(None, 'WAITING_FOR_RESOURCES', 'FAILED')}, 'the request failed'),
+        ({_STATE: _states(None, 'PROVISIONING', 'SUSPENDED')}, 'taken back before'),
+    ],
+)  # fmt: skip
+def test_faults_of_the_platform_are_explained(tpu, scenario, says):
+  """It waits for ever for what will not come, or leaves gcloud's words alone."""
+  process, _ = tpu('create', *_AT, scenario={_STATE: _states(None), **scenario})
+  assert process.returncode == 1
+  assert says in process.stderr and 'costs money' in process.stderr
+
+
+def test_a_preempted_run_is_resumed(tpu):
+  """The dead TPU stands in the way of the new one, or the run starts with other flags."""
+  bucket = '--bucket=gs://mine/runs'
+  gone = _states('SUSPENDED')
+  process, _ = tpu('status', *_AT, scenario={_STATE: gone})
+  assert 'It was preempted' in process.stdout
+  process, calls = tpu('resume', *_AT, bucket, '--spot', '--', '--config.seed=3', scenario={
+      _STATE: _states('SUSPENDED', None, 'PROVISIONING', 'ACTIVE'),
+  })  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  order = [' '.join(call.split()[2:4]) for call in calls if 'describe' not in call]
+  assert order == [
+      'queued-resources delete', 'queued-resources create', 'tpu-vm scp', 'tpu-vm ssh',
+      'tpu-vm ssh',
+  ]  # fmt: skip
+  assert calls[-1].endswith("'gs://mine/runs' --config.seed=3 --zone=us-west4-a")
+
+
+def test_what_is_there_is_not_deleted_by_resume(tpu):
+  """A second terminal takes the TPU from under a run."""
+  process, calls = tpu(
+      'resume', *_AT, '--bucket=gs://mine/runs', scenario={_STATE: _states('ACTIVE')}
+  )
+  assert process.returncode == 2 and not any('delete' in call for call in calls)
+
+
+@pytest.mark.parametrize('drops, code', [(2, 0), (3, 1)])
+def test_a_dropped_connection_is_tried_again(tpu, drops, code):
+  """A moment without network fails the whole setup; or it is tried for ever."""
+  answers = [{'code': 255}] * drops + [{'out': 'digits started'}]
+  process, calls = tpu('run', *_AT, scenario={'tpu-vm ssh': answers})
+  assert process.returncode == code
+  assert len(calls) == min(drops + 1, 3)
+  assert 'dropped (try 1 of 3)' in process.stderr
+
+
+@pytest.mark.parametrize(
+    'flags, says',
+    [
+        ('launch', 'no such command'),
+        ('create --zone=us-west4-a --name=Digits', '--name=Digits'),
+        ('create --zone=us-west4 --name=digits', '--zone=us-west4'),
+        ('create --zone=us-west4-a --name=digits --type=v7x-8', '--type=v7x-8'),
+        ('create --zone=us-west4-a --name=digits --type=v6e-', '--type=v6e-'),
+        ('create --zone=us-west4-a --name=digits --spot --on_demand', '--spot --on_demand'),
+        ('create --zone=us-west4-a --name=digits --sport', '--sport'),
+        ('run --zone=us-west4-a --name=digits --bucket=mine', 'gs://'),
+        ('resume --zone=us-west4-a --name=digits', '--bucket'),
+        ('run --zone=us-west4-a --name=digits -- --workdir=x', '--workdir=x'),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_asked(tpu, flags, says):
+  """A typo creates something."""
+  process, calls = tpu(flags)
+  assert process.returncode == 2 and not calls
+  assert says in process.stderr and len(process.stderr.splitlines()) == 1
+
+
+def _executable(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(f'#!/bin/bash\n{text}\n')
+  path.chmod(0o755)
+
+
+@pytest.fixture
+def host(tmp_path):
+  """A host of a TPU: a copy of the scripts, and tools that note their use in `log`."""
+  tree, bin_ = tmp_path / 'digitnet', tmp_path / 'bin'
+  (tree / 'scripts').mkdir(parents=True)
+  for name in ('scripts/tpu_worker.sh', 'scripts/setup.sh', 'setup.cfg', 'requirements.lock'):
+    (tree / name).write_bytes((ROOT / name).read_bytes())
+  log = tmp_path / 'log'
+  log.write_text('')
+  for tool in ('dirname', 'cat', 'cksum', 'hostname', 'mkdir', 'bash', 'nohup', 'setsid',
+               'tail', 'sleep', 'kill', 'grep'):  # fmt: skip
+    path = f'/usr/bin/{tool}' if os.path.exists(f'/usr/bin/{tool}') else f'/bin/{tool}'
+    _executable(bin_ / tool, f'exec {path} "$@"')
+  _executable(bin_ / 'gcloud', f'echo gcloud "$@" >>{log}')
+  _executable(bin_ / 'curl', 'echo "${WORKER:-0}"')
+
+  def run(*arguments, **env):
+    return subprocess.run(
+        ['/bin/bash', tree / 'scripts/tpu_worker.sh', *arguments],
+        env={'PATH': str(bin_), 'HOME': str(tmp_path), 'PYENV_ROOT': '/none', **env},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+  run.tree, run.bin, run.log = tree, bin_, log
+  return run
+
+
+def test_a_host_without_a_new_enough_python_gets_one(host, tmp_path):
+  """The Python 3.10 of the image is used, and JAX is years old."""
+  uv = tmp_path / '.local/bin/uv'
+  python = host.tree / '.venv/bin/python'
+  # Ubuntu 22.04: a python3 that is not usable, and brings uv.
+  _executable(host.bin / 'python3', f'''
+case "$*" in
+  *"pip install"*uv) echo brought uv >>{host.log};
+    mkdir -p {uv.parent}; cat >{uv} <<'END'
+#!/bin/bash
+case "$1 $2" in
+  "python install") echo "uv $*" >>{host.log} ;;
+  "python find") echo {tmp_path}/python3.12 ;;
+esac
+END
+    /bin/chmod +x {uv} ;;
+  *) exit 1 ;;
+esac''')
+  _executable(tmp_path / 'python3.12', f'''
+[ "$1 $2" = "-m venv" ] || exit 0
+mkdir -p {python.parent}
+echo '#!/bin/bash
+echo "venv python $*" >>{host.log}
+case "$*" in *version*) echo 0.12.0 ;; esac' >{python}
+/bin/chmod +x {python}''')
+  process = host('setup')
+  assert process.returncode == 0, process.stderr
+  assert 'bringing a newer Python' in process.stdout
+  log = host.log.read_text()
+  assert 'brought uv' in log and 'uv python install -q 3.12' in log
+  assert '--require-hashes' in log and 'jax[tpu]==0.12.0' in log
+
+
+def test_a_run_outlives_the_connection_and_is_mirrored(host):
+  """The run ends with ssh, is started twice, or its last words never reach the bucket."""
+  python = host.tree / '.venv/bin/python'
+  _executable(python, f'''
+echo "main $*" >>{host.log}
+trap 'echo saved >>{host.log}; exit 143' TERM
+for _ in $(/usr/bin/seq 300); do /bin/sleep 0.1; done''')
+  arguments = ('start', 'digits', 'gs://mine/runs', '--config=configs/tpu.py')
+  process = host(*arguments, MIRROR_SECONDS='0.2')
+  assert process.returncode == 0 and 'digits started' in process.stdout, process.stderr
+  pid = int((host.tree / 'runs/digits.pid').read_text())
+  try:
+    again = host(*arguments)
+    assert 'running already' in again.stdout
+    _until(lambda: host.log.read_text().count('gs://mine/runs/digits') >= 2)
+    assert ': running' in host('status', 'digits').stdout
+  finally:
+    os.kill(pid, signal.SIGTERM)
+  _until(lambda: 'ended with code 143' in (host.tree / 'runs/digits.log').read_text())
+  lines = host.log.read_text().splitlines()
+  assert lines[0] == 'gcloud storage rsync --recursive gs://mine/runs/digits runs/digits'
+  assert lines.count(
+      'main main.py --workdir=runs/digits --start_timeout=300 --config=configs/tpu.py'
+  ) == 1
+  assert 'saved' in lines[:-1] and lines[-1].endswith('runs/digits gs://mine/runs/digits')
+  _until(lambda: 'not running' in host('status', 'digits').stdout)
+
+
+def test_only_the_first_host_has_the_workdir(host):
+  """Every host writes its empty folder over the run's."""
+  _executable(host.tree / '.venv/bin/python', 'exit 0')
+  host('start', 'digits', 'gs://mine/runs', WORKER='1')
+  _until(lambda: 'ended with code 0' in (host.tree / 'runs/digits.log').read_text())
+  assert not host.log.read_text()
+
+
+def _until(holds):
+  deadline = time.monotonic() + 20
+  while not holds():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
