@@ -3,12 +3,15 @@
     python scripts/soak.py --rounds=50
     python scripts/soak.py --rounds=5 -- --config=configs/quick.py \\
         --config.data.source=bundled
+    python scripts/soak.py --rounds=10 --processes=4 --kills=1
 
 Each round is one run: killed without warning (SIGKILL) at a random moment, start-up
 and evaluation included, started again by the same command, perhaps killed again,
 and at last left to end. It must then equal an unbroken run to the bit, its times
 aside. Flags after -- go to main.py; without any, a small network is trained.
-The last line counts; the exit code is 1 unless every round ended alike.
+With --processes each run is a cluster of so many, of which one at random is killed; all
+must be gone within 30 s of that. The last line counts; the exit code is 1 unless every
+round ended alike.
 """
 
 import argparse
@@ -25,6 +28,8 @@ import time
 from digitnet import cli
 
 _ROOT = pathlib.Path(__file__).parent.parent
+
+_ALL_GONE_SECONDS = 30
 
 # Saves and validates all the time, so that many kills fall into a save.
 _SMALL = {
@@ -44,8 +49,15 @@ _SMALL = {
 class Soak:
   """One command, run over and over, each time in a folder of its own."""
 
-  def __init__(self, folder: pathlib.Path, flags: list[str]):
+  def __init__(self, folder: pathlib.Path, flags: list[str], num_processes: int = 1):
     self._folder, self._flags = folder, flags
+    self._num_processes = num_processes
+    self._program = [_ROOT / 'main.py']
+    if num_processes > 1:
+      self._program = [
+          _ROOT / 'scripts/launch_local.py', f'--processes={num_processes}', '--'
+      ]  # fmt: skip
+    self.slowest_end = 0.0
     # Compiling again and again would take most of the time.
     self._env = {
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
@@ -53,16 +65,17 @@ class Soak:
         **os.environ,
     }
 
-  def run(self, name: str, kill_after: float | None = None) -> int:
+  def run(self, name: str, kill_after: float | None = None, victim: int = 0) -> int:
     """Starts the command; the exit code, negative where it was killed.
 
     Args:
       name: of the workdir, and of the log beside it.
       kill_after: seconds; None lets it end.
+      victim: of several processes, the one that is killed.
     """
     with open(self._folder / f'{name}.log', 'ab') as log:
       process = subprocess.Popen(
-          [sys.executable, _ROOT / 'main.py', *self._flags]
+          [sys.executable, *self._program, *self._flags]
           + [f'--workdir={self._folder / name}'],
           stdout=log,
           stderr=log,
@@ -71,11 +84,32 @@ class Soak:
     try:
       return process.wait(kill_after)
     except subprocess.TimeoutExpired:
-      process.kill()
-      return process.wait()
+      if self._num_processes == 1:
+        process.kill()
+        return process.wait()
+    return self._kill_one_of(process, victim)
 
-  def round(self, name: str, moments: list[float]) -> tuple[int, list[str]]:
-    """Kills a run at these moments, in seconds, and lets it end.
+  def _kill_one_of(self, launcher, victim):
+    """Kills a process of a cluster, and waits until all of them are gone."""
+    children = pathlib.Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children')
+    workers = list(map(int, children.read_text().split()))
+    if len(workers) < self._num_processes:  # Too early, or too late.
+      return launcher.wait()
+    os.kill(workers[victim], signal.SIGKILL)
+    struck = time.monotonic()
+    code = launcher.wait()
+    seconds = time.monotonic() - struck
+    self.slowest_end = max(self.slowest_end, seconds)
+    left = [pid for pid in workers if os.path.exists(f'/proc/{pid}')]
+    if left or seconds > _ALL_GONE_SECONDS:
+      return 1
+    # The launcher tells of the signal as shells do.
+    return -signal.SIGKILL if code == 128 + signal.SIGKILL else code
+
+  def round(
+      self, name: str, kills: list[tuple[float, int]]
+  ) -> tuple[int, list[str]]:
+    """Kills a run at these moments, in seconds, each a victim, and lets it end.
 
     Returns:
       How many kills came before a start had ended by itself, and how the end of
@@ -84,7 +118,7 @@ class Soak:
     from digitnet import compare
     from digitnet.workdir import Workdir
 
-    codes = [self.run(name, kill_after=moment) for moment in moments]
+    codes = [self.run(name, moment, victim) for moment, victim in kills]
     codes.append(self.run(name))
     num_kills = codes.count(-signal.SIGKILL)
     failed = [f'exit code {code}' for code in codes if code not in (0, -signal.SIGKILL)]
@@ -104,6 +138,9 @@ def main() -> None:
   parser.add_argument(
       '--jobs', type=int, default=1, help='rounds at a time; default: 1'
   )
+  parser.add_argument(
+      '--processes', type=cli.positive, default=1, help='of each run; default: 1'
+  )
   parser.add_argument('--seed', type=int, default=0, help='of the moments')
   parser.add_argument('--folder', help='for the runs; default: a new one')
   parser.add_argument('flags', nargs='*', metavar='FLAGS', help='of main.py')
@@ -116,7 +153,8 @@ def main() -> None:
   folder.mkdir(parents=True, exist_ok=True)
   if any(folder.iterdir()):
     raise UserError(f'--folder={folder}: must be empty')
-  soak = Soak(folder, args.flags or [f'--config.{k}={v}' for k, v in _SMALL.items()])
+  flags = args.flags or [f'--config.{k}={v}' for k, v in _SMALL.items()]
+  soak = Soak(folder, flags, args.processes)
   soak.run('compiling')
   started = time.monotonic()
   if soak.run('unbroken'):
@@ -132,22 +170,24 @@ def main() -> None:
     moments += [
         rng.uniform(0, seconds) for _ in range(rng.randrange(args.kills))
     ]
-    moments = [round(moment, 2) for moment in moments]
-    return moments, *soak.round(f'round{number}', moments)
+    kills = [(round(m, 2), rng.randrange(args.processes)) for m in moments]
+    return kills, *soak.round(f'round{number}', kills)
 
   num_equal = total_kills = 0
   with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
     rounds = pool.map(one_round, range(1, args.rounds + 1))
-    for number, (moments, num_kills, found) in enumerate(rounds, start=1):
+    for number, (kills, num_kills, found) in enumerate(rounds, start=1):
       if not num_kills:
         found = ['it was over before the kill', *found]
       num_equal += not found
       total_kills += num_kills
       print(
-          f'round {number}: {num_kills} kills, for {moments} s:'
+          f'round {number}: {num_kills} kills, for {[m for m, _ in kills]} s:'
           f' {"; ".join(found[:3]) or "bit-equal"}',
           flush=True,
       )
+  if args.processes > 1:
+    print(f'all gone at most {soak.slowest_end:.1f} s after a kill')
   print(f'{num_equal} of {args.rounds} bit-equal, {total_kills} kills')
   if num_equal < args.rounds:
     raise TrainingFailed(f'some rounds ended otherwise; see {folder}')

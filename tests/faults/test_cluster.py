@@ -23,7 +23,7 @@ before(Reports, 'add', lambda self, step, _: step == 25 and strike())
 def cluster(runs):
   """Runs a cluster of processes to its end: their results, and the seconds it took."""
 
-  def run(workdir, faults=('', ''), start=None, flags=()):
+  def run(workdir, faults=('', ''), start=None, flags=(), devices=1):
     with socket.socket() as free:
       free.bind(('localhost', 0))
       port = free.getsockname()[1]
@@ -32,7 +32,9 @@ def cluster(runs):
         runs.spawn(workdir, fault, flags=[
             f'--coordinator=localhost:{port}', f'--num_processes={len(faults)}',
             f'--process_id={number}', *flags,
-        ])
+        ], env={
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+        })
         for number, fault in enumerate(faults)
         if start is None or number in start
     ]
@@ -103,6 +105,28 @@ before(Reports, 'add', lambda self, step, _: step > 20 and time.sleep(0.3))
   process = runs.start(tmp_path)
   assert process.returncode == 0, process.stderr
   assert '"processes": 2' in process.stderr and 'its bits may differ' in process.stderr
+  _assert_near_unbroken(tmp_path, unbroken)
+
+
+def test_a_run_moves_between_topologies(cluster, unbroken, tmp_path):
+  """Row 15. What two hosts saved can only be read by two, or goes on along another curve."""
+  kill_at = """
+from digitnet.reports import Reports
+before(Reports, 'add', lambda self, step, _: step == {step} and send('SIGKILL'))
+"""
+  # Processes x devices: 2 x 2, then 1 x 1, then 4 x 1, and 2 x 2 again to the end.
+  for faults, devices, saved in (
+      (('', kill_at.format(step=12)), 2, 7),
+      ((kill_at.format(step=19),), 1, 14),
+      (('', '', kill_at.format(step=26), ''), 1, 21),
+      (('', ''), 2, 40),
+  ):
+    ended, _ = cluster(tmp_path, faults, devices=devices)
+    killed = any(faults)
+    assert all(bool(process.returncode) == killed for process in ended), ended
+    assert f'{len(faults) * devices} x cpu' in ended[0].stdout
+    # The step before the fault may or may not have got its checkpoint to the disk.
+    assert steps_in(tmp_path)[-1] in (saved - 7, saved, 16)
   _assert_near_unbroken(tmp_path, unbroken)
 
 
