@@ -212,3 +212,28 @@ def dots(errors: Mapping[str, Sequence[float]]):
     axis.invert_yaxis()
     axis.set_xlabel('wrong, % of validation: each run, and the mean')
     return figure
+
+
+def efficiency(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]):
+  """Shares of a step that are arithmetic, over numbers of chips.
+
+  Args:
+    panels: by title, by name of a line, its (number, share) points.
+  """
+  markers = 'os^Dv'
+  with matplotlib.rc_context(_STYLE):
+    figure, (axes,) = _subplots(1, len(panels), figsize=(10, 3.4), sharey=True)
+    for axis, (title, lines) in zip(axes, panels.items()):
+      for i, (name, points) in enumerate(lines.items()):
+        axis.plot(
+            *zip(*points), marker=markers[i % len(markers)], ms=4, lw=1.3, label=name,
+            color=_RUN_COLOURS[i % len(_RUN_COLOURS)],
+        )  # fmt: skip
+      axis.set_xscale('log', base=2)
+      axis.xaxis.set_major_formatter(ticker.ScalarFormatter())
+      axis.set_ylim(0, 1)
+      axis.set_title(title, loc='left')
+      axis.set_xlabel('chips')
+    axes[0].set_ylabel('part of a step that is arithmetic')
+    axes[-1].legend()
+    return figure

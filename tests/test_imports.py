@@ -96,5 +96,5 @@ def test_every_test_file_is_named_after_what_it_tests():
   """A module without tests, or tests that nobody finds."""
   tests = {path.stem.removeprefix('test_') for path in (ROOT / 'tests').glob('test_*.py')}
   names = {name.rpartition('.')[2] for name, _ in _modules()}
-  end_to_end = {'ablate', 'benchmark', 'collectives', 'devices', 'imports', 'launch_local', 'tpu', 'main', 'readme', 'setup'}
+  end_to_end = {'ablate', 'benchmark', 'collectives', 'devices', 'imports', 'launch_local', 'tpu', 'main', 'readme', 'scaling', 'setup'}
   assert tests - names <= end_to_end

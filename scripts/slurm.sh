@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Trains on several GPU nodes of a Slurm cluster: an example to copy and fit to yours.
+#   sbatch scripts/slurm.sh --config=configs/default.py --config.batch_size=1024
+#
+# One process a GPU; they find each other by what Slurm tells each. The workdir must lie
+# on a file system that the first node can write to and the next job can read. A job that
+# is stopped at its time limit saves, and the same command goes on.
+#SBATCH --job-name=digitnet
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=01:00:00
+#SBATCH --signal=TERM@60
+#SBATCH --output=digitnet-%j.log
+set -euo pipefail
+
+# sbatch runs a copy of this file; the folder it was sent from is the checkout.
+cd "${SLURM_SUBMIT_DIR:?send this by sbatch, from the checkout}"
+# Made once, on a node with a network: bash scripts/run.sh --help, and then
+#   .venv/bin/python -m pip install "jax[cuda13]==<the version in requirements.lock>"
+exec srun --kill-on-bad-exit=1 .venv/bin/python main.py --start_timeout=300 "$@"
