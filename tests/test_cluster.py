@@ -128,3 +128,19 @@ def test_any_cluster_walks_one_curve(
   assert difference < 1e-4
   results = [Workdir(path).load_results() for path in (tmp_path, one_process)]
   assert results[0]['test']['num_examples'] == results[1]['test']['num_examples'] == 719
+
+
+def test_the_slurm_example_starts_main_on_every_task(tmp_path):
+  """The example has a flag that main.py does not know, or loses those it was given."""
+  srun = tmp_path / 'srun'
+  srun.write_text('#!/bin/sh\necho "$PWD:" "$@"\n')
+  srun.chmod(0o755)
+  env = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_SUBMIT_DIR': str(ROOT)}
+  process = subprocess.run(
+      ['bash', ROOT / 'scripts/slurm.sh', '--config=configs/tpu.py'],
+      env=env, capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert process.stdout.strip() == (
+      f'{ROOT}: --kill-on-bad-exit=1 .venv/bin/python main.py --start_timeout=300'
+      ' --config=configs/tpu.py'
+  )
