@@ -237,3 +237,27 @@ def efficiency(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]):
     axes[0].set_ylabel('part of a step that is arithmetic')
     axes[-1].legend()
     return figure
+
+
+def styles(
+    names: Sequence[str], originals: Sequence[np.ndarray], seen: Sequence[np.ndarray]
+):
+  """Pictures of digits, each above what the network saw of it.
+
+  Args:
+    names: above them.
+    originals: [H, W, 3] uint8, in colour.
+    seen: [28, 28, 1].
+  """
+  columns = 10
+  rows = -(-len(names) // columns)
+  with matplotlib.rc_context(_STYLE):
+    figure, axes = _subplots(2 * rows, columns, figsize=(1.15 * columns, 2.35 * rows))
+    for axis in axes.flat:
+      axis.set_axis_off()
+    for i, name in enumerate(names):
+      row, column = divmod(i, columns)
+      axes[2 * row, column].imshow(originals[i])
+      axes[2 * row, column].set_title(name, fontsize=6, pad=2)
+      axes[2 * row + 1, column].imshow(seen[i], cmap='gray', interpolation='nearest')
+    return figure

@@ -1,20 +1,31 @@
 """Reads digits with a trained network.
 
+    python scripts/predict.py --workdir=runs/default photo.jpg drawing.png
+    python scripts/predict.py --workdir=runs/default --split form.png
+    python scripts/predict.py --workdir=runs/default --format=json FOLDER
+    python scripts/predict.py --workdir=runs/default - < drawing.png
     python scripts/predict.py --workdir=runs/default test.csv
-    python scripts/predict.py --workdir=runs/default t10k-images-idx3-ubyte.gz
     python scripts/predict.py --workdir=A --workdir=B --submission test.csv > sub.csv
 
-FILES are CSV files in Kaggle's form or IDX files of images, gzipped or not. One
-line an image goes to standard output: its id from 1, the label, and the
-probability of each digit. Of several runs it is the mean of their probabilities.
+FILES are pictures of any form, size and colour, folders of them, or - for one on
+standard input; or else data: CSV files in Kaggle's form and IDX files of images, gzipped
+or not. Of several runs it is the mean of their probabilities that is told.
+
+Of each picture: its three likeliest digits; a picture that cannot be read is named, the
+others are answered, and the exit code is 2. Of data: CSV, a line an image with its id
+from 1, the label, and the probability of each digit.
 """
 
 import argparse
 import csv
+import json
+import pathlib
 import sys
 
 from digitnet import cli
 from digitnet import environment
+
+_TOLD = 3  # digits of each picture, the likeliest first
 
 
 def main() -> None:
@@ -23,14 +34,38 @@ def main() -> None:
   )
   cli.add_network_arguments(parser)
   parser.add_argument(
-      '--submission', action='store_true', help="Kaggle's two columns alone"
+      '--split', action='store_true', help='a picture shows several digits in a row'
+  )
+  parser.add_argument(
+      '--format', choices=_FORMATS, default='table', help='of what is told of pictures'
+  )
+  parser.add_argument(
+      '--seen', metavar='FOLDER', help='leave there what the network saw of each picture'
+  )
+  parser.add_argument(
+      '--submission', action='store_true', help="of data: Kaggle's two columns alone"
   )
   parser.add_argument('files', nargs='+', metavar='FILES')
   args = parser.parse_args()
   environment.prepare()
   # After the arguments: importing JAX takes a second.
+  from digitnet import imaging
   from digitnet import predict
+  from digitnet.errors import UserError
 
+  are_pictures = {
+      name == '-' or pathlib.Path(name).is_dir() or imaging.is_picture(name)
+      for name in args.files
+  }
+  if len(are_pictures) > 1:
+    raise UserError('pictures and data cannot be told in one table; read one, then the other')
+  if are_pictures == {True}:
+    if args.submission:
+      raise UserError('--submission: is for data; of pictures, see --format')
+    _read_pictures(args)
+    return
+  if args.split or args.seen or args.format != 'table':
+    raise UserError('--split, --seen and --format are for pictures, and these are data')
   images = predict.read_files(args.files).images
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   probs = predict.mean_probs(predictors, images, args.views)
@@ -40,6 +75,86 @@ def main() -> None:
   for number, row in enumerate(probs, start=1):
     shown = [] if args.submission else [f'{prob:.6f}' for prob in row]
     writer.writerow([number, row.argmax(), *shown])
+
+
+def _read_pictures(args):
+  from digitnet import imaging
+  from digitnet import predict
+  from digitnet.console import warn
+  from digitnet.data import files
+  from digitnet.errors import UserError
+  from etils import epath
+  import numpy as np
+
+  predictors = [predict.Predictor(workdir) for workdir in args.workdir]
+  found, num_bad = [], 0
+  for name in imaging.find_pictures(args.files):
+    try:
+      if name == '-':
+        content = sys.stdin.buffer.read()
+      else:
+        content = files.read_bytes(epath.Path(name).expanduser())
+      for place, digit in enumerate(imaging.read_picture(content, name, args.split), 1):
+        found.append((name, place, digit))
+    except UserError as error:
+      warn(str(error))
+      num_bad += 1
+  if found:
+    probs = predict.mean_probs(predictors, np.stack([digit for *_, digit in found]), args.views)
+    if args.seen:
+      _keep(found, pathlib.Path(args.seen))
+    answers = [
+        {
+            'file': name,
+            'place': place,
+            'digits': [int(digit) for digit in order],
+            'probs': [round(float(row[digit]), 6) for digit in order],
+        }
+        for (name, place, _), row in zip(found, probs)
+        for order in [row.argsort()[::-1][:_TOLD]]
+    ]
+    _FORMATS[args.format](answers)
+  if num_bad:
+    raise UserError(f'{num_bad} of the pictures could not be read; see above')
+
+
+def _show_table(answers):
+  width = max(len(answer['file']) for answer in answers)
+  for answer in answers:
+    (digit, *others), (prob, *lesser) = answer['digits'], answer['probs']
+    doubts = ', '.join(f'{d} {p:.1%}' for d, p in zip(others, lesser) if p >= 0.0005)
+    print(
+        f'{answer["file"]:<{width}}  {digit}  {prob:.1%}'
+        + (f'  (or {doubts})' if doubts else '')
+    )
+
+
+def _show_csv(answers):
+  writer = csv.writer(sys.stdout, lineterminator='\n')
+  writer.writerow([
+      'file', 'place', *(f'{what}{i}' for i in range(1, _TOLD + 1) for what in ('digit', 'prob'))
+  ])  # fmt: skip
+  for answer in answers:
+    pairs = zip(answer['digits'], answer['probs'])
+    writer.writerow([answer['file'], answer['place'], *(x for pair in pairs for x in pair)])
+
+
+def _show_json(answers):
+  for answer in answers:
+    print(json.dumps(answer))
+
+
+_FORMATS = {'table': _show_table, 'csv': _show_csv, 'json': _show_json}
+
+
+def _keep(found, folder):
+  """What the network saw, as PNG files of its own size."""
+  from PIL import Image
+
+  folder.mkdir(parents=True, exist_ok=True)
+  for number, (name, place, digit) in enumerate(found, 1):
+    stem = 'stdin' if name == '-' else pathlib.Path(name).stem
+    Image.fromarray(digit[..., 0]).save(folder / f'{number:03}-{stem}-{place}.png')
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ LAYERS = [
     {'errors', 'digest', 'machine', 'environment', 'calibration', 'corruptions', 'data.label_errors'},
     {'data.files', 'durations', 'ops', 'augment', 'optim', 'rng', 'console', 'data.corpus', 'pictures'},
     {'model', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
-    {'metrics', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
+    {'metrics', 'imaging', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
     {'data.tfds_source'},
     {'data.sources'},
     {'config', 'parallel', 'progress', 'signals', 'lock', 'cluster'},

@@ -1,0 +1,244 @@
+"""Pictures of any kind are brought to MNIST's form, or refused in one line."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from digitnet import imaging
+from digitnet.data import bundled
+from digitnet.errors import UserError
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / 'scripts'))
+import benchmark_pictures
+
+
+@pytest.fixture(scope='module')
+def digit():
+  """A 3, as the network knows it: [28, 28, 1] uint8."""
+  train = bundled.load().train
+  image = train.images[(train.labels == 3).argmax()]
+  return imaging.to_mnist(image[..., 0].astype(np.float32) / 255)
+
+
+def _file(picture, form='PNG', **options):
+  content = io.BytesIO()
+  picture.save(content, form, **options)
+  return content.getvalue()
+
+
+def _on_paper(digit):
+  """Dark on light, 120 x 120."""
+  canvas = Image.new('L', (120, 120), 255)
+  canvas.paste(Image.fromarray(255 - digit[..., 0]).resize((84, 84)), (20, 10))
+  return canvas
+
+
+def _likeness(a, b):
+  """The cosine of the angle between two pictures: 1 for the same."""
+  a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+  return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def _transparent(picture):
+  layer = Image.new('RGBA', picture.size, (0, 0, 0, 0))
+  layer.paste((10, 10, 60, 255), (0, 0), Image.eval(picture, lambda x: 255 - x))
+  return _file(layer)
+
+
+def _sideways(picture):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Orientation: turn by 90 degrees clockwise to see it upright.
+  return _file(picture.transpose(Image.Transpose.ROTATE_90), 'JPEG', exif=exif)
+
+
+_KINDS = {
+    'grey': _file,
+    'white on black': lambda p: _file(Image.eval(p, lambda x: 255 - x)),
+    'RGB': lambda p: _file(p.convert('RGB'), 'JPEG', quality=90),
+    'CMYK': lambda p: _file(p.convert('CMYK'), 'JPEG', quality=90),
+    'palette': lambda p: _file(p.convert('P'), 'GIF'),
+    'one bit': lambda p: _file(p.convert('1')),
+    'transparent': _transparent,
+    '16 bits': lambda p: _file(
+        Image.fromarray(np.asarray(p).astype(np.uint16) * 257), 'PNG'
+    ),
+    '16 bits, TIFF': lambda p: _file(
+        Image.fromarray(np.asarray(p).astype(np.uint16) * 257), 'TIFF'
+    ),
+    'BMP': lambda p: _file(p, 'BMP'),
+    'WebP': lambda p: _file(p.convert('RGB'), 'WEBP', lossless=True),
+    'sideways by EXIF': _sideways,
+    'huge': lambda p: _file(p.resize((3000, 3000)), 'JPEG'),
+    'tiny': lambda p: _file(p.resize((30, 30), Image.Resampling.BOX)),
+    'faint': lambda p: _file(Image.eval(p, lambda x: 140 + x // 4)),
+}
+
+
+@pytest.mark.parametrize('kind', _KINDS)
+def test_every_kind_of_file_shows_the_same_digit(digit, kind):
+  """A format, a depth, a polarity or a size is read as something else."""
+  content = _KINDS[kind](_on_paper(digit))
+  (seen,) = imaging.read_picture(content, kind)
+  assert seen.shape == (28, 28, 1) and seen.dtype == np.uint8
+  assert _likeness(seen, digit) > 0.9
+
+
+@pytest.mark.parametrize('style', benchmark_pictures.STYLES)
+def test_every_style_shows_the_same_digit(digit, style):
+  """A shadow or a grain counts as ink, or a thin pen does not."""
+  style = benchmark_pictures.STYLES[style]
+  content = benchmark_pictures.draw(digit, style, np.random.default_rng(0))
+  (seen,) = imaging.read_picture(content, 'picture')
+  # A turned digit and a thin one are like the original in part.
+  wanted = 0.5 if style.rotation or style.thin else 0.85
+  assert _likeness(seen, digit) > wanted
+
+
+def test_the_digit_is_fitted_and_centred(digit):
+  """It is not what MNIST's own digits are like, which is all that the network knows."""
+  (seen,) = imaging.read_picture(_file(_on_paper(digit)), 'picture')
+  rows, columns = (np.flatnonzero((seen[..., 0] > 0).any(axis=a)) for a in (1, 0))
+  assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+  mass = seen[..., 0].astype(float)
+  y, x = np.mgrid[:28, :28]
+  centre = np.array([(y * mass).sum(), (x * mass).sum()]) / mass.sum()
+  assert np.abs(centre - 13.5).max() <= 0.6
+
+
+def test_digits_in_a_row_are_told_apart_from_the_left(digit):
+  """Two digits are one, the two strokes of a digit are two, or their order is lost."""
+  one = np.zeros((28, 28, 1), np.uint8)
+  one[4:24, 13:16] = 255
+  one = imaging.to_mnist(one[..., 0] / np.float32(255))
+  five = digit.copy()
+  five[13:15] = 0  # In two pieces, one above the other.
+  row = np.concatenate([one, digit, five, one], axis=1)
+  seen = imaging.read_picture(_file(Image.fromarray(255 - row[..., 0])), 'form', True)
+  assert len(seen) == 4
+  for image, wanted in zip(seen, (one, digit, five, one)):
+    assert _likeness(image, wanted) > 0.85
+
+
+@pytest.mark.parametrize(
+    'content, says',
+    [
+        (b'', 'not a picture'),
+        (b'not a picture at all', 'not a picture'),
+        (_file(Image.new('L', (50, 50), 200)), 'nothing but paper'),
+        (_file(Image.new('L', (1, 1), 200)), 'nothing but paper'),
+        (_file(Image.effect_noise((80, 80), 4)), 'nothing but paper'),
+    ],
+)
+def test_what_shows_no_digit_is_refused(content, says):
+  """An empty page is read as a digit, with confidence."""
+  with pytest.raises(UserError, match=says):
+    imaging.read_picture(content, 'page.png')
+
+
+def test_damaged_files_end_in_one_line(digit):
+  """A file cut short or with flipped bytes ends in a traceback of Pillow's."""
+  rng = np.random.default_rng(0)
+  for form in ('PNG', 'JPEG', 'GIF', 'TIFF', 'BMP', 'WEBP'):
+    whole = _file(_on_paper(digit), form)
+    for _ in range(15):
+      damaged = bytearray(whole[: rng.integers(1, len(whole))])
+      for place in rng.integers(0, len(damaged), 3):
+        damaged[place] = rng.integers(256)
+      try:
+        imaging.read_picture(bytes(damaged), 'damaged')
+      except UserError as error:
+        assert str(error).startswith('damaged:')
+
+
+def test_a_bomb_is_refused(monkeypatch):
+  """A small file of billions of pixels takes all memory."""
+  monkeypatch.setattr(imaging, '_MOST_PIXELS', 99 * 99)
+  with pytest.raises(UserError, match='100 x 100 pixels; make it smaller'):
+    imaging.read_picture(_file(Image.new('L', (100, 100))), 'bomb')
+
+
+@pytest.fixture(scope='module')
+def workdir(train_tiny):
+  return train_tiny('20 steps')
+
+
+@pytest.fixture
+def folder(digit, tmp_path):
+  """A good picture, an empty page, a text, and another good one."""
+  content = _file(_on_paper(digit))
+  for name in ('a.png', 'z.PNG'):
+    (tmp_path / name).write_bytes(content)
+  (tmp_path / 'm.jpg').write_bytes(_file(Image.new('L', (50, 50), 200), 'JPEG'))
+  (tmp_path / 'notes.txt').write_text('not meant')
+  return tmp_path
+
+
+def test_a_bad_picture_leaves_the_others_answered(workdir, folder, run_python):
+  """One bad file of a thousand costs all answers, or goes unnoticed."""
+  process = run_python(
+      'scripts/predict.py', f'--workdir={workdir}', '--format=csv', folder
+  )
+  assert process.returncode == 2
+  rows = list(csv.DictReader(io.StringIO(process.stdout)))
+  assert [row['file'].rpartition('/')[2] for row in rows] == ['a.png', 'z.PNG']
+  assert 'm.jpg: nothing but paper' in process.stderr
+  assert '1 of the pictures could not be read' in process.stderr
+  assert 'Traceback' not in process.stderr
+
+
+def test_all_formats_tell_the_same(workdir, folder, run_python, tmp_path):
+  """The table rounds to another digit, or JSON is none."""
+  command = ('scripts/predict.py', f'--workdir={workdir}', folder / 'a.png')
+  outs = {
+      form: run_python(*command, f'--format={form}', check=True).stdout
+      for form in ('table', 'csv', 'json')
+  }
+  answer = json.loads(outs['json'])
+  assert answer['place'] == 1 and len(answer['digits']) == 3
+  assert answer['probs'] == sorted(answer['probs'], reverse=True)
+  (row,) = csv.DictReader(io.StringIO(outs['csv']))
+  assert int(row['digit1']) == answer['digits'][0]
+  assert float(row['prob3']) == answer['probs'][2]
+  assert outs['table'].split()[1:3] == [
+      str(answer['digits'][0]), f'{answer["probs"][0]:.1%}'
+  ]
+
+
+def test_standard_input_is_read_and_what_was_seen_is_kept(workdir, folder):
+  """A picture from a pipe is taken for a file called -."""
+  process = subprocess.run(
+      [sys.executable, ROOT / 'scripts/predict.py', f'--workdir={workdir}', '-',
+       f'--seen={folder / "seen"}'],
+      input=(folder / 'a.png').read_bytes(), capture_output=True, check=True,
+  )  # fmt: skip
+  assert process.stdout.split()[0] == b'-'
+  with Image.open(folder / 'seen/001-stdin-1.png') as picture:
+    assert picture.size == (28, 28)
+
+
+@pytest.mark.parametrize(
+    'arguments, says',
+    [
+        (['{folder}/a.png', '{folder}/notes.txt'], 'pictures and data'),
+        (['--submission', '{folder}/a.png'], '--submission'),
+        (['--split', '{folder}/notes.txt'], 'these are data'),
+        (['{folder}/nowhere.png'], 'no such file'),
+        (['{folder}/empty'], 'no pictures in this folder'),
+    ],
+)
+def test_mistakes_are_told(workdir, folder, run_python, arguments, says):
+  """A typo ends in a traceback, or in half an answer."""
+  (folder / 'empty').mkdir()
+  process = run_python(
+      'scripts/predict.py', f'--workdir={workdir}',
+      *(argument.format(folder=folder) for argument in arguments),
+  )  # fmt: skip
+  assert process.returncode == 2
+  assert says in process.stderr and 'Traceback' not in process.stderr
