@@ -28,6 +28,7 @@ ABLATIONS = {
     'no_translation': {'augment.translation': 0.0},
     'no_elastic': {'augment.elastic': 0.0},
     'no_thickness': {'augment.thickness': 0.0},
+    'no_fade': {'fade.duration': '0 epochs'},
     'no_augmentation': _NO_AUGMENTATION,
     'no_dropout': {
         'model.conv_dropout_rates': (0.0, 0.0),

@@ -68,6 +68,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment.thickness = 0.0  # of strokes: 1 is up to a pixel more, or less
   config.augment.cutout = 0.0  # pixels, the side of a square that is blacked out
 
+  # In the last part of the run all strengths are multiplied by the scale, so that it
+  # ends on images more like those that are to be read.
+  config.fade = ml_collections.ConfigDict()
+  config.fade.duration = '0 epochs'
+  config.fade.scale = 0.5
+
   config.optim = ml_collections.ConfigDict()
   # The highest that the schedule reaches.
   config.optim.learning_rate = 1e-3

@@ -11,7 +11,8 @@ from configs import default
 
 def get_config():
   config = default.get_config()
-  config.duration = '24 epochs'
+  config.duration = '27 epochs'
   config.augment.elastic = 1.0
   config.augment.thickness = 0.3
+  config.fade.duration = '3 epochs'
   return config

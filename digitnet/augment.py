@@ -39,43 +39,71 @@ class Strengths:
   cutout: float = 0.0
 
 
-def augment(images: jax.Array, keys: jax.Array, strengths: Strengths) -> jax.Array:
+def fade(step: jax.Array, last_step: int, fade_steps: int, end: float) -> jax.Array:
+  """What the strengths are multiplied by: 1, and `end` in the last `fade_steps`.
+
+  The images of the end are then more like those that are to be read (He et al., 2019,
+  arXiv:1909.09148, train on unchanged images at last).
+
+  Args:
+    step: [] int32, updates done.
+    last_step: of the run.
+    fade_steps: how many of the last ones.
+    end: in [0, 1].
+
+  Returns:
+    [] float32.
+  """
+  return jnp.where(step < last_step - fade_steps, 1.0, end)
+
+
+def augment(
+    images: jax.Array,
+    keys: jax.Array,
+    strengths: Strengths,
+    scale: jax.Array | float = 1.0,
+) -> jax.Array:
   """Changes each image by amounts of its own.
 
   Args:
     images: [N, H, W, C], float, with 0 as background.
     keys: [N] typed keys, one an example.
     strengths: how far each change may go.
+    scale: [] what all of them are multiplied by; may be traced.
 
   Returns:
     [N, H, W, C]: sampled bilinearly, with 0 from beyond the border.
   """
   if not any(dataclasses.astuple(strengths)):
     return images
-  return jax.vmap(lambda image, key: _augment_one(image, key, strengths))(
-      images, keys
-  )
+  return jax.vmap(
+      lambda image, key: _augment_one(image, key, strengths, scale)
+  )(images, keys)
 
 
-def _augment_one(image, key, strengths):
+def _augment_one(image, key, strengths, scale):
   # Each change has draws of its own, so that none alters another's.
   if strengths.thickness:
-    image = _change_thickness(image, jax.random.fold_in(key, 1), strengths)
+    image = _change_thickness(
+        image, jax.random.fold_in(key, 1), strengths.thickness * scale
+    )
   if any((
       strengths.rotation, strengths.zoom, strengths.shear, strengths.translation,
       strengths.elastic,
   )):  # fmt: skip
-    places = _affine_places(image.shape[:2], key, strengths)
+    places = _affine_places(image.shape[:2], key, strengths, scale)
     if strengths.elastic:
-      places += _displacements(image.shape[:2], jax.random.fold_in(key, 2), strengths)
+      places += _displacements(
+          image.shape[:2], jax.random.fold_in(key, 2), strengths.elastic * scale
+      )
     image = _sample(image, places)
   if strengths.cutout:
-    image = _cut_out(image, jax.random.fold_in(key, 3), strengths)
+    image = _cut_out(image, jax.random.fold_in(key, 3), strengths.cutout * scale)
   return image
 
 
-def _change_thickness(image, key, strengths):
-  amount = strengths.thickness * jax.random.uniform(key, (), minval=-1, maxval=1)
+def _change_thickness(image, key, most):
+  amount = most * jax.random.uniform(key, (), minval=-1, maxval=1)
   height, width, _ = image.shape
   padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
   around = jnp.stack([
@@ -86,9 +114,9 @@ def _change_thickness(image, key, strengths):
   return image + jnp.abs(amount) * (extreme - image)
 
 
-def _affine_places(size, key, strengths):
+def _affine_places(size, key, strengths, scale):
   """[2, H, W]: for each pixel of the result, the row and column it comes from."""
-  draws = jax.random.uniform(key, (6,), minval=-1, maxval=1)
+  draws = scale * jax.random.uniform(key, (6,), minval=-1, maxval=1)
   angle = jnp.deg2rad(strengths.rotation * draws[0])
   zoom = 1 + strengths.zoom * draws[1:3]
   shear = strengths.shear * draws[3]
@@ -105,10 +133,10 @@ def _affine_places(size, key, strengths):
   return jnp.stack([from_rows + centre[0], from_columns + centre[1]])
 
 
-def _displacements(size, key, strengths):
+def _displacements(size, key, deviation):
   """[2, H, W]: pixels by which the places of the result are moved."""
   control = jax.random.normal(key, (2, _CONTROL_POINTS, _CONTROL_POINTS))
-  return strengths.elastic * jax.image.resize(control, (2, *size), 'cubic')
+  return deviation * jax.image.resize(control, (2, *size), 'cubic')
 
 
 def _sample(image, places):
@@ -121,10 +149,10 @@ def _sample(image, places):
   )(image)
 
 
-def _cut_out(image, key, strengths):
+def _cut_out(image, key, side):
   height, width, _ = image.shape
   centre = jax.random.uniform(key, (2,)) * jnp.array([height, width])
   rows = jnp.abs(jnp.arange(height)[:, None] + 0.5 - centre[0])
   columns = jnp.abs(jnp.arange(width)[None, :] + 0.5 - centre[1])
-  is_inside = jnp.maximum(rows, columns) < strengths.cutout / 2
+  is_inside = jnp.maximum(rows, columns) < side / 2
   return jnp.where(is_inside[..., None], 0, image)

@@ -111,6 +111,8 @@ RULES: dict[str, Rule] = {
         lambda value: 0 <= value <= 1, 'a number from 0 to 1'
     ),
     'augment.cutout': _NOT_NEGATIVE,
+    'fade.duration': Rule(_is_duration, durations.ALLOWED),
+    'fade.scale': _number(lambda value: 0 <= value <= 1, 'a number from 0 to 1'),
     'optim.learning_rate': _number(
         lambda value: 0 < value < 3e38, 'a number above 0, within float32'
     ),

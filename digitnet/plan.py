@@ -19,12 +19,14 @@ class Plan:
     steps_per_epoch: in one epoch, of one pass over the train split or more.
     last_step: the run ends after this many.
     warmup: the learning rate rises for this many.
+    fade: of the last ones, with weaker augmentation.
     log_every, eval_every, checkpoint_every: intervals.
   """
 
   steps_per_epoch: int
   last_step: int
   warmup: int
+  fade: int
   log_every: int
   eval_every: int
   checkpoint_every: int
@@ -39,6 +41,7 @@ class Plan:
         steps_per_epoch,
         last_step=to_steps(config.duration, steps_per_epoch),
         warmup=to_steps(config.optim.warmup, steps_per_epoch),
+        fade=to_steps(config.fade.duration, steps_per_epoch),
         log_every=to_steps(config.log_every, steps_per_epoch),
         eval_every=to_steps(config.eval_every, steps_per_epoch),
         checkpoint_every=to_steps(config.checkpoint_every, steps_per_epoch),

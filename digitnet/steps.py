@@ -102,6 +102,7 @@ def make_train_step(
     schedule: optax.Schedule,
     strengths: augment.Strengths,
     seed: int,
+    strength_scale: Callable = lambda step: 1.0,
     clip_norm: float = 0.0,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
@@ -119,6 +120,7 @@ def make_train_step(
     schedule: learning rate by step; the step applies `lr_scale` on top.
     strengths: of the augmentation.
     seed: root of the random streams.
+    strength_scale: by step, what `strengths` are multiplied by.
     clip_norm: gradients are scaled down to this global norm; 0 lets all pass.
     label_smoothing: the part of a label that is spread over all classes (Szegedy et
       al., 2016); the reported loss has none.
@@ -140,7 +142,9 @@ def make_train_step(
       dropout_keys = rng.example_keys(seed, 'dropout', state.step, places)
       augment_keys = rng.example_keys(seed, 'augment', state.step, places)
       images = to_float(examples.images[batch.indices])
-      images = augment.augment(images, augment_keys, strengths)
+      images = augment.augment(
+          images, augment_keys, strengths, strength_scale(state.step)
+      )
       labels = examples.labels[batch.indices]
 
       def loss_fn(params):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import contextlib
+import functools
 import json
 import signal
 from typing import Any
@@ -227,6 +228,12 @@ def train(
           schedule,
           augment.Strengths(**config.augment),
           config.seed,
+          functools.partial(
+              augment.fade,
+              last_step=plan.last_step,
+              fade_steps=plan.fade,
+              end=config.fade.scale,
+          ),
           config.optim.clip_norm,
           config.optim.label_smoothing,
           config.optim.average_decay,

@@ -94,7 +94,7 @@ def test_elastic_bends_smoothly_by_pixels():
   """The strength is not in pixels, all move alike, or neighbours are torn apart."""
   size = (28, 28)
   moves = jnp.stack([
-      augment._displacements(size, key, augment.Strengths(elastic=2.0)) for key in _keys(50)
+      augment._displacements(size, key, 2.0) for key in _keys(50)
   ])
   assert moves.shape == (50, 2, 28, 28)
   # A cubic through normal draws swings less between them than at them.
@@ -148,3 +148,23 @@ def test_chance_belongs_to_the_example(digits):
   out = augment.augment(images, _keys(6), strengths)
   alone = augment.augment(images[4:5], _keys(6)[4:5], strengths)
   np.testing.assert_allclose(out[4:5], alone, atol=1e-3)
+
+
+def test_scale_is_a_smaller_strength(digits):
+  """The end of training has another strength than it says, or one that is not traced."""
+  images = jnp.asarray(digits(3)[0], jnp.float32) / 255
+  whole = augment.Strengths(20, 0.2, 0.2, 2, 1, 0.4, 6)
+  half = augment.Strengths(10, 0.1, 0.1, 1, 0.5, 0.2, 3)
+  scaled = jax.jit(
+      lambda scale: augment.augment(images, _keys(3), whole, scale)
+  )(0.5)
+  np.testing.assert_allclose(
+      scaled, augment.augment(images, _keys(3), half), atol=1e-4
+  )
+
+
+def test_fade_is_of_the_last_steps_alone():
+  """All of the run is trained on weak changes, or none of it."""
+  scales = [float(augment.fade(step, 10, 3, 0.25)) for step in range(10)]
+  assert scales == [1.0] * 7 + [0.25] * 3
+  assert float(augment.fade(9, 10, 0, 0.25)) == 1.0
