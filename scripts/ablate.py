@@ -102,15 +102,19 @@ def _run_all(variants, args):
 
 def _config_flags(variant, repeat, args):
   """The flags of main.py that make one run's config."""
-  name, changes = variant, []
+  from configs import ablations
+
+  # After what is set for all runs, which would else undo what makes the variant.
   if '=' in variant:
-    name, changes = 'baseline', variant.split()
+    of_variant = variant.split()
+  else:
+    of_variant = [f'{key}={value}' for key, value in ablations.ABLATIONS[variant].items()]
   changes = [
       f'seed={repeat}', f'data.fold={repeat % 10}', f'score_test={args.score_test}',
-      'write_report=False', *args.set, *changes,
+      'write_report=False', *args.set, *of_variant,
   ]  # fmt: skip
   return [
-      f'--config={_ROOT}/configs/ablations.py:{name}',
+      f'--config={_ROOT}/configs/ablations.py',
       *(f'--config.{change}' for change in changes),
   ]
 

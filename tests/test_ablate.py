@@ -80,13 +80,19 @@ def test_each_repeat_has_its_seed_and_fold():
   """All repeats are one run, or the test split is opened unasked."""
   args = argparse.Namespace(set=['duration=3 steps'], score_test=False)
   flags = ablate._config_flags('optim.b2=0.9 optim.b1=0.5', 12, args)
-  assert flags[0].endswith('ablations.py:baseline')
+  assert flags[0].endswith('ablations.py')
   assert flags[1:] == [
       '--config.seed=12', '--config.data.fold=2', '--config.score_test=False',
       '--config.write_report=False',
       '--config.duration=3 steps', '--config.optim.b2=0.9', '--config.optim.b1=0.5',
   ]
-  assert ablate._config_flags('cosine', 0, args)[0].endswith('ablations.py:cosine')
+
+
+def test_what_is_set_for_all_does_not_undo_a_variant():
+  """A variant is the baseline under another name."""
+  args = argparse.Namespace(set=['optim.schedule=plateau'], score_test=False)
+  flags = ablate._config_flags('cosine', 0, args)
+  assert flags.index('--config.optim.schedule=cosine') == len(flags) - 1
 
 
 @pytest.mark.parametrize(
