@@ -104,18 +104,22 @@ def _config_flags(variant, repeat, args):
   """The flags of main.py that make one run's config."""
   from configs import ablations
 
-  # After what is set for all runs, which would else undo what makes the variant.
   if '=' in variant:
     of_variant = variant.split()
   else:
     of_variant = [f'{key}={value}' for key, value in ablations.ABLATIONS[variant].items()]
-  changes = [
+  changes = {}
+  for change in (
       f'seed={repeat}', f'data.fold={repeat % 10}', f'score_test={args.score_test}',
       'write_report=False', *args.set, *of_variant,
-  ]  # fmt: skip
+  ):  # fmt: skip
+    # What makes the variant goes before what is set for all runs. Of a key that came
+    # twice ml_collections would join the tuples.
+    key, _, value = change.partition('=')
+    changes[key] = value
   return [
       f'--config={_ROOT}/configs/ablations.py',
-      *(f'--config.{change}' for change in changes),
+      *(f'--config.{key}={value}' for key, value in changes.items()),
   ]
 
 
