@@ -135,7 +135,7 @@ def reliability(probs: np.ndarray, labels: np.ndarray):
         ms=4, lw=1.4, label='the network (± 1 sigma)',
     )  # fmt: skip
     axis.set_ylabel('part that is right')
-    axis.legend(loc='upper left')
+    axis.legend(loc='lower right')
     edges = np.linspace(0, 1, len(count) + 1)
     below.bar(edges[:-1], count, width=np.diff(edges), align='edge', color=BLUE, ec='white')
     below.set_yscale('log')

@@ -3,6 +3,7 @@
 import re
 import shlex
 
+from PIL import Image
 import pytest
 
 from digitnet import config as config_lib
@@ -43,6 +44,8 @@ def folder(tmp_path_factory, mnist_dir):
   test = idx.load(epath.Path(mnist_dir)).test
   write_csv(path / 'train.csv', test.images[:80], test.labels[:80])
   write_csv(path / 'test.csv', test.images[80:120])
+  for name in ('photo.jpg', 'form.png'):
+    Image.fromarray(255 - test.images[0, ..., 0]).save(path / name)
   return path
 
 
@@ -89,9 +92,12 @@ def test_training_commands(run_python, folder, prepared, tmp_path, command):
 def test_script_commands(run_python, folder, trained, tiny_flags, tmp_path, command):
   """A script of the README has other flags, or cannot find the package."""
   command = command.replace('FOLDER', str(folder)).replace('runs/quick', str(trained))
+  command = re.sub(r'\bruns/(?=mistakes|cluster)', f'{tmp_path}/', command)
   _, words = _split(command.replace('--rounds=50', '--rounds=1'))
   if 'soak' in command:
     words += ['--', *tiny_flags()]
+  if 'launch_local' in command:
+    words += tiny_flags({'duration': '2 steps'})
   if 'ablate' in command:
     words[1] = f'--output={tmp_path}'
     for flag in tiny_flags({'duration': '2 steps'}):
