@@ -40,8 +40,9 @@ fail() { echo "digitnet: $*" >&2; remind; exit 1; }
 
 usage() { sed -n '2,/^set -euo/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 
+is_deleted=false
 remind() {
-  [ "$command" = delete ] && return
+  if $is_deleted; then return; fi
   echo "While it exists the TPU costs money. To delete it:" \
     "bash scripts/tpu.sh delete --name=$name --zone=$zone$kind" >&2
 }
@@ -118,7 +119,7 @@ check() {
       ;;
   esac
   local flag
-  for flag in "${main_flags[@]}"; do
+  for flag in ${main_flags[@]+"${main_flags[@]}"}; do
     case $flag in
       --workdir* | -workdir*)
         mistake "$flag: the workdir is runs/NAME, and its copy in the --bucket" ;;
@@ -128,7 +129,7 @@ check() {
     mistake 'gcloud is not on the PATH: install the Google Cloud CLI, then gcloud init'
 }
 
-tpus() { call gcloud compute tpus "$@" "--zone=$zone" "${project[@]}"; }
+tpus() { call gcloud compute tpus "$@" "--zone=$zone" ${project[@]+"${project[@]}"}; }
 
 # on_hosts WHICH COMMAND: by ssh; tried again when the connection drops (255).
 on_hosts() {
@@ -143,37 +144,42 @@ on_hosts() {
   return 255
 }
 
-# The state of the queued resource or of the TPU; ABSENT where there is none.
+# The state of the queued resource or of the TPU; ABSENT where there is none, UNKNOWN where
+# nobody answers.
 state() {
   if $dry_run; then
     echo ACTIVE
-  elif $on_demand; then
-    tpus tpu-vm describe "$name" '--format=value(state)' 2>/dev/null || echo ABSENT
+    return
+  fi
+  local what=(queued-resources describe "$name" '--format=value(state.state)') answer
+  if $on_demand; then what=(tpu-vm describe "$name" '--format=value(state)'); fi
+  if answer=$(tpus "${what[@]}" 2>&1); then
+    echo "$answer" | tail -n 1
   else
-    tpus queued-resources describe "$name" '--format=value(state.state)' 2>/dev/null ||
-      echo ABSENT
+    case $answer in
+      *NOT_FOUND* | *'not found'* | *'not exist'*) echo ABSENT ;;
+      *) echo "digitnet: $answer" >&2; echo UNKNOWN ;;
+    esac
   fi
 }
 
 # explained COMMAND...: where gcloud fails, adds what that usually means.
 explained() {
-  local errors code=0
+  local errors code=0 hint
   errors=$(mktemp)
-  "$@" 2> >(tee "$errors" >&2) || code=$?
-  if [ $code != 0 ]; then
-    case $(cat "$errors") in
-      *[Qq]uota* | *RESOURCE_EXHAUSTED*)
-        set -- 'no quota for it: ask for some in the console, or take another --zone or --type' ;;
-      *[Zz]one* | *[Ll]ocation* | *'not found'*)
-        set -- "is $type to be had in $zone? gcloud compute tpus locations list" ;;
-      *PERMISSION_DENIED* | *[Aa]uth*)
-        set -- 'not allowed: gcloud auth login, and enable the Cloud TPU API' ;;
-      *) set -- 'see above' ;;
-    esac
-    rm -f "$errors"
-    fail "gcloud failed ($code): $1"
-  fi
+  "$@" 2>"$errors" || code=$?
+  cat "$errors" >&2
+  case $(cat "$errors") in
+    *[Qq]uota* | *RESOURCE_EXHAUSTED*)
+      hint='no quota for it: ask for some in the console, or take another --zone or --type' ;;
+    *PERMISSION_DENIED* | *[Aa]uth*)
+      hint='not allowed: gcloud auth login, and enable the Cloud TPU API' ;;
+    *[Zz]one* | *[Ll]ocation* | *'not found'*)
+      hint="is $type to be had in $zone? gcloud compute tpus locations list" ;;
+    *) hint='see above' ;;
+  esac
   rm -f "$errors"
+  [ $code = 0 ] || fail "gcloud failed ($code): $hint"
 }
 
 create() {
@@ -182,6 +188,7 @@ create() {
     now=$(state)
     case $now in
       ABSENT) ;;
+      UNKNOWN) fail "$name: nobody answers; try again" ;;
       ACTIVE | READY) echo "$name is there already"; return ;;
       FAILED | SUSPENDED | PREEMPTED)
         fail "$name is $now: delete it first, or resume does all of it" ;;
@@ -230,8 +237,9 @@ setup() {
   call git -C "$root" bundle create -q "$bundle" HEAD
   tpus tpu-vm scp "$bundle" "$name:digitnet.bundle" --worker=all ||
     fail "$name: the code could not be copied"
-  local unpack='rm -rf digitnet && git clone -q digitnet.bundle digitnet'
-  on_hosts all "$unpack && bash digitnet/scripts/tpu_worker.sh setup" ||
+  # What a host has of an earlier setup, runs among it, stays.
+  local unpack='[ -d digitnet ] || git clone -q digitnet.bundle digitnet'
+  on_hosts all "{ $unpack; } && bash digitnet/scripts/tpu_worker.sh setup" ||
     fail "$name: setup failed; see above"
 }
 
@@ -265,7 +273,7 @@ logs() {
 
 results() {
   call mkdir -p "$root/runs/$name"
-  call gcloud storage rsync --recursive "${project[@]}" "$bucket/$name" "$root/runs/$name" ||
+  call gcloud storage rsync --recursive ${project[@]+"${project[@]}"} "$bucket/$name" "$root/runs/$name" ||
     fail "$bucket/$name cannot be copied"
   echo "in runs/$name"
 }
@@ -277,16 +285,23 @@ delete() {
     # --force deletes the TPU too, and not only the request.
     explained tpus queued-resources delete "$name" --force --quiet
   fi
+  is_deleted=true
   echo "$name is deleted${bucket:+; $bucket stays}"
 }
 
 resume() {
   case $(state) in
-    ABSENT) ;;
-    ACTIVE | READY) $dry_run || mistake "$name is there: run goes on with it" ;;
-    *) delete ;;
+    FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED) delete ;;
+    ACTIVE | READY)
+      if $dry_run; then
+        delete
+      else
+        mistake "$name is there: setup, if it has not been, and run go on with it"
+      fi
+      ;;
+    # Absent, or asked for already by a resume that was broken off: create sees to it.
   esac
-  if $dry_run; then delete; fi
+  is_deleted=false
   create
   setup
   run

@@ -7,7 +7,17 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 
+# Brings the commit of ../digitnet.bundle, and what it needs; runs/ stays.
 setup() {
+  local pid
+  for pid in runs/*.pid; do
+    if [ -e "$pid" ] && is_running "$(basename "$pid" .pid)"; then
+      echo "$(hostname): $(basename "$pid" .pid) is running; wait for its end" >&2
+      exit 1
+    fi
+  done
+  git fetch -q ../digitnet.bundle HEAD
+  git checkout -qf --detach FETCH_HEAD
   # Images with Ubuntu 22.04 have Python 3.10, which JAX no longer supports.
   if [ -z "${PYTHON:-}" ] && ! find_python >/dev/null 2>&1; then
     echo "$(hostname): bringing a newer Python"
@@ -44,37 +54,48 @@ start() {
   echo "$(hostname): $name started"
 }
 
-# Host 0 has the workdir; the others only compute.
+# Host 0 has the workdir; the others only compute. Who does not know its number must not
+# train: it might copy an old workdir over that of host 0.
 is_first() {
-  [ "$(curl -sf -H 'Metadata-Flavor: Google' \
-    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number \
-    || echo 0)" = 0 ]
+  local number
+  number=$(curl -sf --retry 5 -H 'Metadata-Flavor: Google' \
+    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number) || {
+    echo 'digitnet: the metadata do not tell which host this is' >&2
+    exit 1
+  }
+  [ "$number" = 0 ]
 }
 
 train() {
-  local name=$1 bucket=$2 workdir=runs/$1 mirror='' trainer code
+  local name=$1 bucket=$2 workdir=runs/$1 trainer code=0 seconds=0
   shift 2
+  local mirrors=false
   if [ -n "$bucket" ] && is_first; then
+    mirrors=true
     mkdir -p "$workdir"
-    # Nothing is there before the first run.
-    gcloud storage rsync --recursive "$bucket/$name" "$workdir" || true
-    while sleep "${MIRROR_SECONDS:-60}"; do copy_to "$bucket/$name"; done &
-    mirror=$!
+    # Before the first run there is nothing; a copy that fails must not pass for that, or
+    # a new run would take the place of the one in the bucket.
+    if gcloud storage ls "$bucket/$name/" >/dev/null 2>runs/ls.err; then
+      gcloud storage rsync --recursive "$bucket/$name" "$workdir"
+    elif ! grep -q 'matched no objects' runs/ls.err; then
+      cat runs/ls.err >&2
+      exit 1
+    fi
   fi
   "$python" main.py "--workdir=$workdir" --start_timeout=300 "$@" &
   trainer=$!
-  # A preempted host gets SIGTERM: the run saves and ends, and is copied once more.
-  trap 'kill -TERM $trainer 2>/dev/null' TERM
-  while true; do
-    code=0
-    wait $trainer || code=$?
-    # A signal ends the waiting too.
-    kill -0 $trainer 2>/dev/null || break
+  # When the host is taken back every process on it gets SIGTERM: the run saves and ends,
+  # and this script copies it once more.
+  trap : TERM
+  while kill -0 $trainer 2>/dev/null; do
+    sleep 1 || true
+    seconds=$((seconds + 1))
+    if $mirrors && [ $((seconds % ${MIRROR_SECONDS:-60})) = 0 ]; then
+      copy_to "$bucket/$name"
+    fi
   done
-  if [ -n "$mirror" ]; then
-    kill "$mirror"
-    copy_to "$bucket/$name"
-  fi
+  wait $trainer || code=$?
+  if $mirrors; then copy_to "$bucket/$name"; fi
   echo "main.py ended with code $code"
   return $code
 }

@@ -59,7 +59,8 @@ _STATE = 'queued-resources describe'
 
 
 def _states(*states):
-  return [{'out': f'{state}\n'} if state else {'code': 1} for state in states]
+  absent = {'code': 1, 'err': 'ERROR: NOT_FOUND: Resource was not found'}
+  return [{'out': f'{state}\n'} if state else absent for state in states]
 
 
 def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu):
@@ -83,7 +84,7 @@ def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu):
       [*tpus, 'tpu-vm', 'scp', '/tmp/digitnet-digits.bundle', 'digits:digitnet.bundle',
        '--worker=all', *at],
       [*tpus, 'tpu-vm', 'ssh', 'digits', '--worker=all',
-       '--command=rm -rf digitnet && git clone -q digitnet.bundle digitnet &&'
+       '--command={ [ -d digitnet ] || git clone -q digitnet.bundle digitnet; } &&'
        f' {worker} setup', *at],
       [*tpus, 'tpu-vm', 'ssh', 'digits', '--worker=all',
        f"--command={worker} start digits 'gs://mine/runs' --config=configs/tpu.py"
@@ -109,6 +110,26 @@ def test_create_waits_in_the_queue(tpu):
   assert shown == ['WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE']
   assert sum('create' in call for call in calls) == 1
   assert 'delete --name=digits --zone=us-west4-a' in process.stderr
+
+
+def test_a_moment_without_network_is_no_absence(tpu):
+  """A blip in hours of waiting leaves a request that is granted, billed and not used."""
+  blip = {'code': 1, 'err': 'ERROR: could not reach the service'}
+  process, _ = tpu('create', *_AT, scenario={
+      _STATE: [*_states(None, 'PROVISIONING'), blip, *_states('ACTIVE')],
+  })  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  process, calls = tpu('create', *_AT, scenario={_STATE: [blip]})
+  assert process.returncode == 1 and not any('create' in call for call in calls)
+
+
+def test_a_resume_broken_off_keeps_its_place_in_the_queue(tpu):
+  """Resume again deletes what the first one waited for."""
+  process, calls = tpu('resume', *_AT, '--bucket=gs://mine/runs', scenario={
+      _STATE: _states('WAITING_FOR_RESOURCES', 'WAITING_FOR_RESOURCES', 'ACTIVE'),
+  })  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  assert not any('delete' in call or 'create' in call for call in calls)
 
 
 def test_create_twice_waits_for_the_first(tpu):
@@ -212,10 +233,11 @@ def host(tmp_path):
     (tree / name).write_bytes((ROOT / name).read_bytes())
   log = tmp_path / 'log'
   log.write_text('')
-  for tool in ('dirname', 'cat', 'cksum', 'hostname', 'mkdir', 'bash', 'nohup', 'setsid',
-               'tail', 'sleep', 'kill', 'grep'):  # fmt: skip
+  for tool in ('dirname', 'basename', 'cat', 'cksum', 'hostname', 'mkdir', 'bash', 'nohup',
+               'setsid', 'tail', 'sleep', 'kill', 'grep'):  # fmt: skip
     path = f'/usr/bin/{tool}' if os.path.exists(f'/usr/bin/{tool}') else f'/bin/{tool}'
     _executable(bin_ / tool, f'exec {path} "$@"')
+  _executable(bin_ / 'git', f'echo git "$@" >>{log}')
   _executable(bin_ / 'gcloud', f'echo gcloud "$@" >>{log}')
   _executable(bin_ / 'curl', 'echo "${WORKER:-0}"')
 
@@ -263,32 +285,59 @@ case "$*" in *version*) echo 0.12.0 ;; esac' >{python}
   assert '--require-hashes' in log and 'jax[tpu]==0.12.0' in log
 
 
+_TRAINER = """
+echo "main $*" >>{log}
+echo $$ >{log}.pid
+trap 'echo saved >>{log}; exit 143' TERM
+for _ in $(/usr/bin/seq 300); do /bin/sleep 0.1; done"""
+
+
 def test_a_run_outlives_the_connection_and_is_mirrored(host):
   """The run ends with ssh, is started twice, or its last words never reach the bucket."""
-  python = host.tree / '.venv/bin/python'
-  _executable(python, f'''
-echo "main $*" >>{host.log}
-trap 'echo saved >>{host.log}; exit 143' TERM
-for _ in $(/usr/bin/seq 300); do /bin/sleep 0.1; done''')
+  _executable(host.tree / '.venv/bin/python', _TRAINER.format(log=host.log))
   arguments = ('start', 'digits', 'gs://mine/runs', '--config=configs/tpu.py')
-  process = host(*arguments, MIRROR_SECONDS='0.2')
+  process = host(*arguments, MIRROR_SECONDS='1')
   assert process.returncode == 0 and 'digits started' in process.stdout, process.stderr
   pid = int((host.tree / 'runs/digits.pid').read_text())
   try:
     again = host(*arguments)
     assert 'running already' in again.stdout
-    _until(lambda: host.log.read_text().count('gs://mine/runs/digits') >= 2)
+    assert host('setup').returncode == 1  # Which would change the code under it.
+    _until(lambda: host.log.read_text().count('runs/digits gs://mine/runs/digits') >= 2)
     assert ': running' in host('status', 'digits').stdout
   finally:
+    # A host that is taken back: SIGTERM to all.
     os.kill(pid, signal.SIGTERM)
+    os.kill(int((host.log.parent / 'log.pid').read_text()), signal.SIGTERM)
   _until(lambda: 'ended with code 143' in (host.tree / 'runs/digits.log').read_text())
   lines = host.log.read_text().splitlines()
-  assert lines[0] == 'gcloud storage rsync --recursive gs://mine/runs/digits runs/digits'
+  assert lines[:2] == [
+      'gcloud storage ls gs://mine/runs/digits/',
+      'gcloud storage rsync --recursive gs://mine/runs/digits runs/digits',
+  ]
   assert lines.count(
       'main main.py --workdir=runs/digits --start_timeout=300 --config=configs/tpu.py'
   ) == 1
   assert 'saved' in lines[:-1] and lines[-1].endswith('runs/digits gs://mine/runs/digits')
   _until(lambda: 'not running' in host('status', 'digits').stdout)
+
+
+@pytest.mark.parametrize(
+    'tool, fault, starts',
+    [
+        ('gcloud', 'echo "ERROR: One or more URLs matched no objects." >&2; exit 1', True),
+        ('gcloud', 'echo "ERROR: token expired" >&2; exit 1', False),
+        ('curl', 'exit 22', False),
+    ],
+)
+def test_a_run_that_cannot_be_brought_back_is_not_begun_anew(host, tool, fault, starts):
+  """A new run takes the place of the one in the bucket, whose copy failed."""
+  _executable(host.tree / '.venv/bin/python', f'echo "main $*" >>{host.log}')
+  _executable(host.bin / tool, fault)
+  host('start', 'digits', 'gs://mine/runs')
+  log = host.tree / 'runs/digits.log'
+  _until(lambda: 'not running' in host('status', 'digits').stdout)
+  assert ('main main.py' in host.log.read_text()) == starts, log.read_text()
 
 
 def test_only_the_first_host_has_the_workdir(host):
