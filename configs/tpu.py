@@ -13,6 +13,7 @@ def get_config():
   config = default.get_config()
   config.batch_size = 1024
   config.eval_batch_size = 4096
+  config.min_steps_per_epoch = 1  # An epoch stays one pass.
   config.optim.rate_scaling = 'sqrt'
   config.model.dtype = 'bfloat16'
   return config

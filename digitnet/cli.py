@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -63,6 +64,22 @@ def positive(text: str) -> int:
   if value < 1:
     raise ValueError
   return value
+
+
+def folder(text: str) -> pathlib.Path:
+  """The folder of that name, made where there is none.
+
+  Raises:
+    UserError: it cannot be made.
+  """
+  path = pathlib.Path(text).expanduser()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+        f'{path}: no folder can be made there ({error.strerror}); name another'
+    ) from None
+  return path
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:

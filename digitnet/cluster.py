@@ -109,7 +109,7 @@ def launcher() -> str | None:
   for name, (mine, count_of_all) in _LAUNCHERS.items():
     if mine in os.environ and os.environ.get(count_of_all, '1') != '1':
       return name
-  platforms = os.environ.get('JAX_PLATFORMS', 'tpu').split(',')
+  platforms = (os.environ.get('JAX_PLATFORMS') or 'tpu').split(',')
   if 'tpu' in platforms and importlib.util.find_spec('libtpu') and _has_tpu():
     return 'Cloud TPU'
   return None

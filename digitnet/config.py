@@ -239,6 +239,16 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
 # which their fingerprint tells. Nor does a run hang on its report.
 _FREE = frozenset({'data.dir', 'data.manual_dir', 'write_report'})
 
+# Knobs that runs of an older digitnet lack, and the values that mean what they did.
+_AS_BEFORE = {
+    'accumulation': 1,
+    'all_reduce_dtype': 'float32',
+    'fade.duration': '0 epochs',
+    'fade.scale': 0.5,
+    'optim.rate_scaling': 'none',
+    'optim.reference_batch_size': 128,
+}
+
 # What a saved state is made of: no flag lets a run go on with another.
 FIXED = frozenset({
     'data.split',
@@ -254,6 +264,7 @@ FIXED = frozenset({
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
   """'field: old -> new' for each field that differs and matters to a run."""
+  old = {**_AS_BEFORE, **old}
   return {
       name: f'{name}: {old.get(name, "(none)")} -> {new.get(name, "(none)")}'
       for name in sorted(old.keys() | new.keys())

@@ -22,6 +22,7 @@ _FITTED = 20
 # A picture is worked on at this many pixels a side at most: more than 20 need, and a
 # photo then costs no more than a drawing.
 _LONGEST_SIDE = 400
+# Phones take photos of 10^8 pixels; Pillow's own bound is there to warn.
 _MOST_PIXELS = 2**27
 # Strokes thinner than this part of the digit's height are thickened to it: MNIST's pens
 # were wide, and a thin line all but vanishes when it is made smaller.
@@ -52,8 +53,7 @@ def open_picture(content: bytes, name: str) -> np.ndarray:
   """
   try:
     with warnings.catch_warnings():
-      # Pillow's bound is a warning below twice its size; here it is one bound.
-      warnings.simplefilter('error', Image.DecompressionBombWarning)
+      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
       picture = Image.open(io.BytesIO(content))
       if picture.width * picture.height > _MOST_PIXELS:
         raise UserError(
@@ -65,6 +65,8 @@ def open_picture(content: bytes, name: str) -> np.ndarray:
       return _to_grey(picture)
   except UserError:
     raise
+  except Image.DecompressionBombError:
+    raise UserError(f'{name}: has too many pixels; make it smaller') from None
   # Damaged files make Pillow raise nearly anything.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(f'{name}: not a picture that can be read ({error})') from None
@@ -253,7 +255,10 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
     if not path.is_dir():
       found.append(str(path))
       continue
-    inside = sorted(file for file in path.iterdir() if is_picture(file.name))
+    try:
+      inside = sorted(file for file in path.iterdir() if is_picture(file.name))
+    except OSError as error:
+      raise UserError(f'{path}: cannot be read ({error.strerror})') from None
     if not inside:
       raise UserError(f'{path}: no pictures in this folder')
     found += map(str, inside)

@@ -1,6 +1,7 @@
 """A trained network at work: images in, probabilities out."""
 
 from collections.abc import Sequence
+import sys
 
 from etils import epath
 import jax
@@ -17,6 +18,7 @@ from digitnet.checkpoint import Damaged
 from digitnet.data import files
 from digitnet.data import idx
 from digitnet.data import kaggle
+from digitnet.data import sources
 from digitnet.data.corpus import Dataset
 from digitnet.data.corpus import NO_LABEL
 from digitnet.data.corpus import Split
@@ -114,6 +116,20 @@ class Predictor:
         for start in range(0, len(padded), size)
     ]
     return special.softmax(np.concatenate(logits)[: len(images)], axis=-1)
+
+
+def load_data(predictors: Sequence[Predictor]) -> Dataset:
+  """The data that all of these networks were trained on; tells of them on stderr.
+
+  Raises:
+    UserError: they are not at hand, or are not those of each network.
+  """
+  dataset = sources.load(
+      lambda line: print(line, file=sys.stderr), **predictors[0].config.data
+  )
+  for predictor in predictors:
+    predictor.check_dataset(dataset)
+  return dataset
 
 
 def mean_probs(

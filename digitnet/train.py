@@ -316,6 +316,9 @@ def train(
             save(checkpoints, state, progress, log)
         if is_stop:
           checkpoints.wait()
+          # The others have nothing to wait for, and their end would be that of the main
+          # process in the midst of its save.
+          cluster.from_main(True)
           raise Stopped(
               stop.signum,
               f'stopped after step {step:,}, which is saved in {run.path}; the'

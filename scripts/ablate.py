@@ -35,7 +35,7 @@ def main() -> None:
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('variants', nargs='*', metavar='VARIANT')
-  parser.add_argument('--output', required=True, type=pathlib.Path)
+  parser.add_argument('--output', required=True)
   parser.add_argument('--repeats', type=cli.positive, default=3, help='default: 3')
   parser.add_argument(
       '--set',
@@ -65,7 +65,7 @@ def main() -> None:
     _check(variant, args)
   from digitnet import pictures  # which takes a second that a typo need not wait for
 
-  args.output.mkdir(parents=True, exist_ok=True)
+  args.output = cli.folder(args.output)
   results = _run_all(variants, args)
   rows = summarize(results)
   table = format_table(rows)

@@ -13,7 +13,6 @@ network saw of it.
 import argparse
 from collections.abc import Callable
 import io
-import pathlib
 import sys
 from typing import NamedTuple
 
@@ -152,43 +151,48 @@ def main() -> None:
   )
   cli.add_network_arguments(parser)
   parser.add_argument('--each', type=cli.positive, default=10, help='default: 10')
-  parser.add_argument('--output', type=pathlib.Path, help='folder of table and picture')
+  parser.add_argument('--output', help='folder of table and picture')
   args = parser.parse_args()
   environment.prepare()
   # After the arguments: importing JAX takes a second.
   from digitnet import imaging
   from digitnet import pictures
   from digitnet import predict
-  from digitnet.data import sources
+  from digitnet.errors import UserError
 
+  output = args.output and cli.folder(args.output)
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
-  dataset = sources.load(
-      lambda line: print(line, file=sys.stderr), **predictors[0].config.data
-  )
-  for predictor in predictors:
-    predictor.check_dataset(dataset)
+  test = predict.load_data(predictors).test
+  num = len(STYLES) * args.each
+  if not test.labelled:
+    raise UserError('the test split of this run has no labels to compare with')
+  if num > len(test):
+    raise UserError(f'--each={args.each}: wants {num:,} digits, and there are {len(test):,}')
   rng = np.random.default_rng(_SEED)
-  test = dataset.test.take(
-      rng.choice(len(dataset.test), len(STYLES) * args.each, replace=False)
-  )
+  test = test.take(rng.choice(len(test), num, replace=False))
   files = [
       draw(image, style, rng)
       for image, style in zip(
           test.images, [style for style in STYLES.values() for _ in range(args.each)]
       )
   ]
-  seen = np.concatenate([imaging.read_picture(file, 'picture') for file in files])
-  seen = seen.reshape(len(files), 28, 28, 1)
-  is_right = predict.mean_probs(predictors, seen, args.views).argmax(1) == test.labels
+  seen = np.zeros_like(test.images)  # And so it stays where no ink is found.
+  is_read = np.ones(num, bool)
+  for i, file in enumerate(files):
+    try:
+      (seen[i],) = imaging.read_picture(file, 'picture')
+    except UserError:
+      is_read[i] = False
+  labels = predict.mean_probs(predictors, seen, args.views).argmax(axis=1)
+  is_right = is_read & (labels == test.labels)
   lines = ['| style | right | of |', '|---|---|---|']
   for i, name in enumerate(STYLES):
     part = slice(i * args.each, (i + 1) * args.each)
     lines.append(f'| {name} | {is_right[part].sum()} | {args.each} |')
   lines.append(f'| **all** | **{is_right.sum()}** ({is_right.mean():.1%}) | {len(files)} |')
   print('\n'.join(lines))
-  if args.output:
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / 'pictures.md').write_text('\n'.join(lines) + '\n')
+  if output:
+    (output / 'pictures.md').write_text('\n'.join(lines) + '\n')
     firsts = range(0, len(files), args.each)
     shown = [
         np.asarray(Image.open(io.BytesIO(files[i])).convert('RGB').resize((112, 112)))
@@ -196,7 +200,7 @@ def main() -> None:
     ]
     pictures.save(
         pictures.styles(list(STYLES), shown, [seen[i] for i in firsts]),
-        args.output / 'pictures.png',
+        output / 'pictures.png',
     )
 
 

@@ -51,21 +51,16 @@ def main() -> None:
   from digitnet import corruptions
   from digitnet import predict
   from digitnet import report
-  from digitnet.data import sources
   from digitnet.errors import UserError
   from digitnet.metrics import Metrics
-  from etils import epath
 
+  mistakes = args.mistakes and cli.folder(args.mistakes)
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   if args.files:
     name = ', '.join(args.files)
     examples = predict.read_files(args.files)
   else:
-    dataset = sources.load(
-        lambda line: print(line, file=sys.stderr), **predictors[0].config.data
-    )
-    for predictor in predictors:
-      predictor.check_dataset(dataset)
+    dataset = predict.load_data(predictors)
     name = f'{dataset.name}, {args.split}'
     examples = getattr(dataset, args.split)
   if not examples.labelled:
@@ -86,9 +81,9 @@ def main() -> None:
         'accuracy_at_99_coverage': calibration.selective_accuracy(probs, labels),
     }
     print(json.dumps(scores), flush=True)
-    if args.mistakes and kind == 'clean':
+    if mistakes and kind == 'clean':
       report.write_mistakes(
-          report.Scored(name, images, labels, probs), epath.Path(args.mistakes)
+          report.Scored(name, images, labels, probs), mistakes
       )
 
 

@@ -58,37 +58,43 @@ class _Cluster:
   """The processes, and what is done about their ends."""
 
   def __init__(self, args, flags):
+    self._args, self._flags = args, flags
+    self._processes: list[subprocess.Popen] = []
+    self._readers: list[threading.Thread] = []
     self._stops = 0
-    port = _free_port()
-    self._processes = [
-        subprocess.Popen(
-            [
-                sys.executable, _MAIN, f'--coordinator=localhost:{port}',
-                f'--num_processes={args.processes}', f'--process_id={number}', *flags,
-            ],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=_environment(args.devices_per_process),
-            # Else the terminal's Ctrl-C would reach them past this script.
-            start_new_session=True,
-        )
-        for number in range(args.processes)
-    ]  # fmt: skip
-    self._readers = [
-        threading.Thread(target=_relay, args=(number, process.stdout), daemon=True)
-        for number, process in enumerate(self._processes)
-    ]
 
   def run(self) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
       signal.signal(signum, self._stop)
-    for reader in self._readers:
-      reader.start()
+    port = _free_port()
     try:
+      for number in range(self._args.processes):
+        if not self._stops:
+          self._start(number, port)
       return self._wait()
     finally:
       self._kill_all()
       for reader in self._readers:
         reader.join(5)
+
+  def _start(self, number, port):
+    process = subprocess.Popen(
+        [
+            sys.executable, _MAIN, f'--coordinator=localhost:{port}',
+            f'--num_processes={self._args.processes}', f'--process_id={number}',
+            *self._flags,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=_environment(self._args.devices_per_process),
+        # Else the terminal's Ctrl-C would reach them past this script.
+        start_new_session=True,
+    )  # fmt: skip
+    self._processes.append(process)
+    reader = threading.Thread(
+        target=_relay, args=(number, process.stdout), daemon=True
+    )
+    reader.start()
+    self._readers.append(reader)
 
   def _wait(self):
     """Waits for all; from the first failure on, only for so long."""

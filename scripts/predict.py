@@ -86,6 +86,7 @@ def _read_pictures(args):
   from etils import epath
   import numpy as np
 
+  seen = args.seen and cli.folder(args.seen)
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   found, num_bad = [], 0
   for name in imaging.find_pictures(args.files):
@@ -101,8 +102,8 @@ def _read_pictures(args):
       num_bad += 1
   if found:
     probs = predict.mean_probs(predictors, np.stack([digit for *_, digit in found]), args.views)
-    if args.seen:
-      _keep(found, pathlib.Path(args.seen))
+    if seen:
+      _keep(found, seen)
     answers = [
         {
             'file': name,
@@ -151,7 +152,6 @@ def _keep(found, folder):
   """What the network saw, as PNG files of its own size."""
   from PIL import Image
 
-  folder.mkdir(parents=True, exist_ok=True)
   for number, (name, place, digit) in enumerate(found, 1):
     stem = 'stdin' if name == '-' else pathlib.Path(name).stem
     Image.fromarray(digit[..., 0]).save(folder / f'{number:03}-{stem}-{place}.png')

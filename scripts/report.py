@@ -34,10 +34,8 @@ def main() -> None:
   # After the arguments: importing JAX takes a second.
   from digitnet import predict
   from digitnet import report
-  from digitnet.data import sources
   from digitnet.errors import UserError
   from digitnet.workdir import Workdir
-  from etils import epath
 
   runs = [Workdir(path) for path in args.workdir]
   all_results = [run.load_results() for run in runs]
@@ -47,8 +45,7 @@ def main() -> None:
   if len(runs) > 1:
     if not args.output or args.split:
       raise UserError('several --workdir: name a folder by --output, and no --split')
-    folder = epath.Path(args.output).expanduser().absolute()
-    print(report.write_comparison(runs, folder))
+    print(report.write_comparison(runs, cli.folder(args.output)))
     return
   if args.output:
     raise UserError('--output is for several --workdir; of one, it is its report/')
@@ -58,10 +55,7 @@ def main() -> None:
   if not results[split]:
     raise UserError(f'{run.path}: its {split} split was not scored')
   predictor = predict.Predictor(args.workdir[0])
-  dataset = sources.load(
-      lambda line: print(line, file=sys.stderr), **predictor.config.data
-  )
-  predictor.check_dataset(dataset)
+  dataset = predict.load_data([predictor])
   examples = getattr(dataset, split)
   scored = report.Scored(
       split, examples.images, examples.labels, predictor.probs(examples.images)

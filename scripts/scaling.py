@@ -282,7 +282,7 @@ def main() -> None:
       '--all_reduce_dtype', choices=('float32', 'bfloat16'), default='float32'
   )
   parser.add_argument('--measure', action='store_true', help='check this machine')
-  parser.add_argument('--output', type=pathlib.Path, help='folder of table and plot')
+  parser.add_argument('--output', help='folder of table and plot')
   args = parser.parse_args()
   from digitnet.errors import UserError
 
@@ -296,9 +296,9 @@ def main() -> None:
   text = table(network, bytes_each, args.efficiency, args.batch_size)
   print(text)
   if args.output:
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / 'scaling.md').write_text(text + '\n')
-    plot(network, bytes_each, args.output / 'scaling.png')
+    output = cli.folder(args.output)
+    (output / 'scaling.md').write_text(text + '\n')
+    plot(network, bytes_each, output / 'scaling.png')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on several GPU nodes of a Slurm cluster: an example to copy and fit to yours.
-#   sbatch scripts/slurm.sh --config=configs/default.py --config.batch_size=1024
+#   sbatch scripts/slurm.sh --config=configs/default.py --config.batch_size=1024 --config.min_steps_per_epoch=1
 #
 # One process a GPU; they find each other by what Slurm tells each. The workdir must lie
 # on a file system that the first node can write to and the next job can read. A job that
@@ -19,4 +19,6 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?send this by sbatch, from the checkout}"
 # Made once, on a node with a network: bash scripts/run.sh --help, and then
 #   .venv/bin/python -m pip install "jax[cuda13]==<the version in requirements.lock>"
+# Since Slurm 22.05 srun does not take this over from sbatch.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 exec srun --kill-on-bad-exit=1 .venv/bin/python main.py --start_timeout=300 "$@"

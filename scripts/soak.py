@@ -16,6 +16,7 @@ round ended alike.
 
 import argparse
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import random
@@ -92,9 +93,13 @@ class Soak:
   def _kill_one_of(self, launcher, victim):
     """Kills a process of a cluster, and waits until all of them are gone."""
     children = pathlib.Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children')
-    workers = list(map(int, children.read_text().split()))
-    if len(workers) < self._num_processes:  # Too early, or too late.
-      return launcher.wait()
+    workers = []
+    while len(workers) < self._num_processes:
+      if launcher.poll() is not None:  # Too late.
+        return launcher.wait()
+      time.sleep(0.05)  # Perhaps too early.
+      with contextlib.suppress(FileNotFoundError):
+        workers = list(map(int, children.read_text().split()))
     os.kill(workers[victim], signal.SIGKILL)
     struck = time.monotonic()
     code = launcher.wait()

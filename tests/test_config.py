@@ -183,3 +183,14 @@ def test_unknown_ablation_lists_the_known():
   """A mistyped ablation runs the baseline."""
   with pytest.raises(ValueError, match='no_dropout'):
     ablations.get_config('nodropout')
+
+
+def test_a_run_of_before_a_knob_goes_on():
+  """Every unfinished run is refused by the next digitnet."""
+  old = config_lib.flatten(default.get_config())
+  for name in config_lib._AS_BEFORE:
+    del old[name]
+  new = default.get_config()
+  assert not config_lib.differences(old, config_lib.flatten(new))
+  new.accumulation = 2
+  assert list(config_lib.differences(old, config_lib.flatten(new))) == ['accumulation']

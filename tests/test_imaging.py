@@ -157,11 +157,11 @@ def test_damaged_files_end_in_one_line(digit):
         assert str(error).startswith('damaged:')
 
 
-def test_a_bomb_is_refused(monkeypatch):
-  """A small file of billions of pixels takes all memory."""
-  monkeypatch.setattr(imaging, '_MOST_PIXELS', 99 * 99)
-  with pytest.raises(UserError, match='100 x 100 pixels; make it smaller'):
-    imaging.read_picture(_file(Image.new('L', (100, 100))), 'bomb')
+@pytest.mark.parametrize('side', [12_000, 16_000])
+def test_a_bomb_is_refused(side):
+  """A small file of billions of pixels takes all memory; or it is told in Pillow's words."""
+  with pytest.raises(UserError, match='^bomb: has .* make it smaller'):
+    imaging.read_picture(_file(Image.new('1', (side, side))), 'bomb')
 
 
 @pytest.fixture(scope='module')
@@ -231,6 +231,7 @@ def test_standard_input_is_read_and_what_was_seen_is_kept(workdir, folder):
         (['--split', '{folder}/notes.txt'], 'these are data'),
         (['{folder}/nowhere.png'], 'no such file'),
         (['{folder}/empty'], 'no pictures in this folder'),
+        (['{folder}/a.png', '--seen={folder}/m.jpg'], 'no folder can be made there'),
     ],
 )
 def test_mistakes_are_told(workdir, folder, run_python, arguments, says):
@@ -242,3 +243,16 @@ def test_mistakes_are_told(workdir, folder, run_python, arguments, says):
   )  # fmt: skip
   assert process.returncode == 2
   assert says in process.stderr and 'Traceback' not in process.stderr
+
+
+def test_all_styles_are_scored(workdir, run_python, tmp_path):
+  """A style is left out, or a test split that is too small ends in a traceback."""
+  command = ('scripts/benchmark_pictures.py', f'--workdir={workdir}')
+  process = run_python(*command, '--each=2', f'--output={tmp_path}', check=True)
+  for style in benchmark_pictures.STYLES:
+    assert f'| {style} |' in process.stdout
+  assert '| 40 |' in process.stdout
+  assert (tmp_path / 'pictures.md').read_text() == process.stdout
+  assert (tmp_path / 'pictures.png').exists()
+  process = run_python(*command, '--each=100')
+  assert process.returncode == 2 and 'there are 719' in process.stderr

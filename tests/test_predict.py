@@ -193,7 +193,8 @@ def test_a_run_of_an_older_digitnet_is_used(workdir, tmp_path, digits):
     [
         ('evaluate', ['{files}/without.csv'], 'no labels to score against'),
         ('predict', ['{files}/none.csv'], 'no such file'),
-        ('predict', ['{files}'], 'no such file'),
+        ('predict', ['{files}'], 'no pictures in this folder'),
+        ('evaluate', ['{files}'], 'no such file'),
         ('predict', [], 'FILES'),
         ('evaluate', ['--split=all'], 'invalid choice'),
     ],
