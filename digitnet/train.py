@@ -20,7 +20,6 @@ from digitnet import machine
 from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import parallel
-from digitnet import report
 from digitnet import results as results_lib
 from digitnet import rng
 from digitnet import signals
@@ -146,6 +145,9 @@ def _train_and_evaluate(config, run):
 
 def _write_report(run, results, name, split, logits, train_split, params):
   """The report, which may fail without harm to the run."""
+  # Here, since it brings matplotlib, which the first step need not wait for.
+  from digitnet import report  # pylint: disable=g-import-not-at-top
+
   labelled = split.labels >= 0
   scored = report.Scored(
       name,
