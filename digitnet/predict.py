@@ -74,6 +74,7 @@ class Predictor:
     self._workdir = workdir
     self._infer_step = jax.jit(steps.make_infer_step(model))
     strengths = augment.Strengths(**self.config.augment)
+    self._saliency_step = jax.jit(steps.make_saliency_step(model))
     self._infer_view_step = jax.jit(steps.make_infer_step(model, strengths))
 
   def check_dataset(self, dataset: Dataset) -> None:
@@ -102,6 +103,20 @@ class Predictor:
     return np.mean(
         [self._probs_of_view(images, view) for view in range(num_views)], axis=0
     )
+
+  def saliency(self, images: np.ndarray) -> np.ndarray:
+    """What in each image speaks for the digit it is read as, and what against.
+
+    Gradient times input (Shrikumar et al., 2016, arXiv:1605.01713), of the log-odds of
+    that digit.
+
+    Args:
+      images: [N, 28, 28, 1] uint8.
+
+    Returns:
+      [N, 28, 28] float32: above 0 for, below 0 against.
+    """
+    return np.asarray(self._saliency_step(self.params, images))
 
   def _probs_of_view(self, images, view):
     size = min(self.config.eval_batch_size, len(images))

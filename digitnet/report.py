@@ -29,6 +29,7 @@ from digitnet.data.corpus import Split
 from digitnet.metrics import Metrics
 from digitnet.metrics_log import read_metrics
 from digitnet.workdir import Workdir
+from digitnet.workdir import short_names
 from digitnet.workdir import write_atomically
 
 _TEMPLATE = epath.Path(__file__).parent / 'report.html'
@@ -225,7 +226,7 @@ def write_comparison(runs: Sequence[Workdir], folder: epath.Path) -> epath.Path:
     OSError, UserError: see `write`.
   """
   page = _Page(folder, f'digitnet, {len(runs)} runs')
-  names = _short_names([run.path for run in runs])
+  names = short_names([run.path for run in runs])
   all_results = [run.load_results() for run in runs]
   columns = ('run', 'validation, %', 'test, %', 'wrong', 'loss', 'steps', 'images/s', 'seed')
   page.table(
@@ -264,15 +265,6 @@ def write_comparison(runs: Sequence[Workdir], folder: epath.Path) -> epath.Path:
 
 def _percent(summary):
   return f'{summary["accuracy"]:.2%}'[:-1] if summary else ''
-
-
-def _short_names(paths):
-  """Folder names, with their parents' where they alone do not tell runs apart."""
-  for depth in range(1, max(len(path.parts) for path in paths) + 1):
-    names = ['/'.join(path.parts[-depth:]) for path in paths]
-    if len(set(names)) == len(names):
-      break
-  return names
 
 
 def _pace(results):

@@ -257,3 +257,22 @@ def make_infer_step(
     return model.apply({'params': params}, images)
 
   return infer_step
+
+
+def make_saliency_step(model: DigitNet) -> Callable:
+  """Builds `saliency_step(params, images)`: [N, 28, 28, 1] uint8 to [N, 28, 28] float32.
+
+  Each pixel's part in the log-odds of its image's likeliest digit: gradient times input.
+  """
+
+  def saliency_step(params, images):
+    def sum_of_log_odds(images):
+      logits = model.apply({'params': params}, images)
+      best = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
+      others = jax.nn.logsumexp(logits, axis=-1, where=~best)
+      return jnp.sum(logits.max(axis=-1) - others)
+
+    images = to_float(images)
+    return (images * jax.grad(sum_of_log_odds)(images))[..., 0]
+
+  return saliency_step

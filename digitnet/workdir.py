@@ -1,5 +1,6 @@
 """What a run leaves in its workdir, each file written whole or not at all."""
 
+from collections.abc import Sequence
 import contextlib
 import csv
 import io
@@ -198,6 +199,16 @@ class Workdir:
     writer.writerows(enumerate(labels.tolist(), start=1))
     with writing(self.predictions, step):
       write_atomically(self.predictions, text.getvalue())
+
+
+def short_names(paths: Sequence[os.PathLike | str]) -> list[str]:
+  """Folder names, with their parents' where they alone do not tell runs apart."""
+  parts = [epath.Path(path).expanduser().absolute().parts for path in paths]
+  for depth in range(1, max(map(len, parts)) + 1):
+    names = ['/'.join(one[-depth:]) for one in parts]
+    if len(set(names)) == len(set(parts)):
+      break
+  return names
 
 
 def _read_json(path, kind):

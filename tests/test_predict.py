@@ -10,6 +10,7 @@ import pytest
 
 from digitnet import corruptions
 from digitnet import predict
+from digitnet.data import bundled
 from digitnet.errors import UserError
 from tests.test_idx import _encode
 from tests.test_kaggle import write_csv
@@ -233,3 +234,18 @@ def test_output_cut_off_by_head_is_no_error(workdir, files):
   )
   assert process.stdout.startswith('ImageId')
   assert 'Traceback' not in process.stderr and 'Error' not in process.stderr
+
+
+def test_saliency_is_what_a_small_change_does_to_the_odds(workdir):
+  """The demo's overlay shows something else than its words say."""
+  images = np.clip(bundled.load().train.images[:3], 0, 254)
+  predictor = predict.Predictor(str(workdir))
+  found = predictor.saliency(images)
+  assert found.shape == (3, 28, 28) and found.dtype == np.float32
+  assert not found[images[..., 0] == 0].any()
+  changed = (images + np.sign(found)[..., None]).astype(np.uint8)
+  before, after = predictor.probs(images), predictor.probs(changed)
+  for row, best in enumerate(before.argmax(axis=1)):
+    gained = np.diff([np.log(p[row, best] / (1 - p[row, best])) for p in (before, after)])
+    predicted = np.sum(np.abs(found[row]) / np.maximum(images[row, ..., 0], 1))
+    np.testing.assert_allclose(gained, predicted, rtol=0.35)  # relu and max-pool have kinks

@@ -1,0 +1,1 @@
+"""A page to draw on, and the small server that reads what is drawn."""

@@ -1,0 +1,265 @@
+// What is drawn is asked about while it is drawn: one question at a time, the newest.
+'use strict';
+
+const byId = (id) => document.getElementById(id);
+const paper = byId('paper');
+const pen = {width: 0.075, step: 0.02};  // parts of the paper's side
+const sentSide = 112;  // pixels: four for each that the network sees
+
+let strokes = [];  // each a list of [x, y] from 0 to 1
+let picture = null;  // {blob, bitmap} of an opened one, in place of strokes
+let drawing = false;  // by a pointer, now
+let cursor = null;  // {x, y, down} of the arrow keys
+let digits = [];  // of the last answer
+let chosen = 0;  // of these
+
+function paint(canvas) {
+  const context = canvas.getContext('2d');
+  const side = canvas.width;
+  context.fillStyle = 'white';
+  context.fillRect(0, 0, side, side);
+  if (picture?.bitmap) {
+    const {width, height} = picture.bitmap;
+    const scale = side / Math.max(width, height);
+    context.drawImage(picture.bitmap, (side - width * scale) / 2, (side - height * scale) / 2,
+                      width * scale, height * scale);
+  }
+  context.strokeStyle = 'black';
+  context.lineWidth = pen.width * side;
+  context.lineCap = context.lineJoin = 'round';
+  for (const stroke of strokes) {
+    context.beginPath();
+    context.moveTo(stroke[0][0] * side, stroke[0][1] * side);
+    for (const [x, y] of stroke) context.lineTo(x * side, y * side);
+    context.stroke();
+  }
+}
+
+function repaint() {
+  paint(paper);
+  if (cursor) {
+    const context = paper.getContext('2d');
+    context.strokeStyle = cursor.down ? '#0072b2' : '#777777';
+    context.lineWidth = 4;
+    context.beginPath();
+    context.arc(cursor.x * paper.width, cursor.y * paper.height,
+                pen.width * paper.width / 2, 0, 7);
+    context.stroke();
+  }
+  byId('undo').disabled = byId('clear').disabled = !strokes.length && !picture;
+}
+
+function changed() {
+  repaint();
+  ask();
+}
+
+// The question, and its answer.
+
+let asking = false;
+let isStale = false;
+
+async function ask() {
+  isStale = true;
+  if (asking) return;
+  asking = true;
+  while (isStale) {
+    isStale = false;
+    try {
+      if (picture || strokes.length) show(await answerOf(await blobOf()));
+      else show({digits: [], networks: []}, 'Nothing drawn yet.');
+    } catch (error) {
+      show({digits: [], networks: []}, error.message);
+    }
+  }
+  asking = false;
+}
+
+function blobOf() {
+  if (picture) return picture.blob;
+  const small = document.createElement('canvas');
+  small.width = small.height = sentSide;
+  paint(small);
+  return new Promise((resolve) => small.toBlob(resolve, 'image/png'));
+}
+
+async function answerOf(blob) {
+  const flags = ['several', 'saliency'].filter((id) => byId(id).checked);
+  let response;
+  try {
+    response = await fetch('read?' + flags.map((id) => id + '=1').join('&'),
+                           {method: 'POST', body: blob});
+  } catch {
+    throw new Error('The server does not answer; is it still running?');
+  }
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+const best = (probs) => probs.indexOf(Math.max(...probs));
+const percent = (prob) => (100 * prob).toFixed(1) + ' %';
+
+function show(answer, note = '') {
+  if (answer.digits.length !== digits.length) chosen = 0;
+  digits = answer.digits;
+  byId('answer').value = digits.map((digit) => best(digit.probs)).join('') || '?';
+  const row = byId('row');
+  row.hidden = digits.length < 2;
+  row.replaceChildren(...digits.map((digit, place) => {
+    const button = document.createElement('button');
+    const image = document.createElement('img');
+    image.src = digit.seen;
+    image.alt = '';
+    button.type = 'button';
+    button.append(image, String(best(digit.probs)));
+    button.onclick = () => { chosen = place; showDigit(answer.networks); };
+    return button;
+  }));
+  showDigit(answer.networks);
+  if (note) byId('note').textContent = note;
+}
+
+function showDigit(networks) {
+  const digit = digits[chosen];
+  const probs = digit ? digit.probs : Array(10).fill(0);
+  [...byId('row').children].forEach(
+      (button, place) => button.setAttribute('aria-pressed', place === chosen));
+  [...byId('bars').rows].forEach((line, number) => {
+    line.className = digit && number === best(probs) ? 'best' : '';
+    line.querySelector('.bar').style.width = 100 * probs[number] + '%';
+    line.cells[2].textContent = digit ? percent(probs[number]) : '';
+  });
+  if (digit) {
+    const sure = probs[best(probs)];
+    const second = probs.map((prob, i) => i === best(probs) ? 0 : prob);
+    byId('note').textContent = sure > 0.9 ? `${percent(sure)} sure` :
+        `${percent(sure)} sure; or is it a ${best(second)}?`;
+    byId('seen').src = digit.seen;
+  }
+  byId('seen').hidden = !digit;
+  byId('overlay').hidden = !digit || !digit.saliency;
+  if (digit && digit.saliency) byId('overlay').src = digit.saliency;
+  byId('networks').hidden = !digit || networks.length < 2;
+  byId('networks').tBodies[0].replaceChildren(...(digit ? networks : []).map((name, i) => {
+    const line = document.createElement('tr');
+    const cells = [name, best(digit.by_network[i]), percent(Math.max(...digit.by_network[i]))];
+    line.append(...cells.map((text, column) => {
+      const cell = document.createElement(column ? 'td' : 'th');
+      cell.textContent = text;
+      return cell;
+    }));
+    return line;
+  }));
+}
+
+// Mouse, touch and pen.
+
+function placeOf(event) {
+  const box = paper.getBoundingClientRect();
+  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+}
+
+paper.addEventListener('pointerdown', (event) => {
+  if (!event.isPrimary || event.button) return;
+  paper.setPointerCapture(event.pointerId);
+  drawing = true;
+  cursor = picture = null;
+  strokes.push([placeOf(event)]);
+  changed();
+});
+paper.addEventListener('pointermove', (event) => {
+  if (!drawing || !event.isPrimary) return;
+  const all = event.getCoalescedEvents?.() ?? [];
+  strokes.at(-1).push(...(all.length ? all : [event]).map(placeOf));
+  changed();
+});
+for (const end of ['pointerup', 'pointercancel']) {
+  paper.addEventListener(end, (event) => { if (event.isPrimary) drawing = false; });
+}
+
+// The keyboard.
+
+const moves = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
+
+paper.addEventListener('keydown', (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const move = moves[event.key];
+  if (!move && event.key !== ' ') return;
+  event.preventDefault();
+  picture = null;
+  cursor ??= {x: 0.5, y: 0.5, down: false};
+  if (move) {
+    const within = (value) => Math.min(1, Math.max(0, value));
+    cursor.x = within(cursor.x + move[0] * pen.step);
+    cursor.y = within(cursor.y + move[1] * pen.step);
+    if (cursor.down) strokes.at(-1).push([cursor.x, cursor.y]);
+  } else {
+    cursor.down = !cursor.down;
+    if (cursor.down) strokes.push([[cursor.x, cursor.y]]);
+  }
+  changed();
+});
+paper.addEventListener('blur', () => { cursor = null; repaint(); });
+
+document.addEventListener('keydown', (event) => {
+  if ((event.ctrlKey || event.metaKey) && event.key === 'z') {
+    event.preventDefault();
+    undo();
+  } else if (event.key === 'Escape') {
+    clear();
+  }
+});
+
+// Undo and clear.
+
+function undo() {
+  if (picture) picture = null;
+  else strokes.pop();
+  cursor = null;
+  changed();
+}
+
+function clear() {
+  strokes = [];
+  picture = cursor = null;
+  changed();
+}
+
+byId('undo').onclick = undo;
+byId('clear').onclick = clear;
+byId('several').onchange = byId('saliency').onchange = ask;
+
+// Pictures: opened, pasted, dropped.
+
+async function open(blob) {
+  if (!blob) return;
+  // What the browser cannot show, the server may still read, as TIFF.
+  const bitmap = await createImageBitmap(blob).catch(() => null);
+  strokes = [];
+  cursor = null;
+  picture = {blob, bitmap};
+  changed();
+}
+
+byId('file').onchange = (event) => {
+  open(event.target.files[0]);
+  event.target.value = '';  // So that the same file can be opened again.
+};
+document.addEventListener('paste', (event) => open(event.clipboardData.files[0]));
+document.addEventListener('dragover', (event) => {
+  event.preventDefault();
+  document.body.classList.add('dropping');
+});
+document.addEventListener('dragleave', () => document.body.classList.remove('dropping'));
+document.addEventListener('drop', (event) => {
+  event.preventDefault();
+  document.body.classList.remove('dropping');
+  open(event.dataTransfer.files[0]);
+});
+
+for (let number = 0; number < 10; number++) {
+  const line = byId('bars').tBodies[0].insertRow();
+  line.innerHTML = `<th scope="row">${number}</th><td><div class="bar"></div></td><td></td>`;
+}
+repaint();

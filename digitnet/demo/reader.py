@@ -1,0 +1,102 @@
+"""Networks that answer many callers at once, in batches of whatever waits."""
+
+import asyncio
+from collections.abc import Mapping
+from collections.abc import Sequence
+import concurrent.futures
+
+import numpy as np
+
+from digitnet.model import IMAGE_SHAPE
+from digitnet.predict import Predictor
+
+# Each size is compiled once; what waits is filled up to the next one. Beyond 32 an image
+# costs no less for having company.
+_SIZES = (1, 2, 4, 8, 16, 32)
+_MOST_WAITING = 512
+
+
+class Busy(Exception):
+  """More images wait than can be read within a second or so."""
+
+
+class Reader:
+  """An ensemble that is asked from coroutines.
+
+  Attributes:
+    names: of the networks.
+    num_read: images read so far.
+  """
+
+  def __init__(self, predictors: Mapping[str, Predictor]):
+    """Compiles everything that will run, so that no caller waits for that.
+
+    Args:
+      predictors: by the name that people know each by; at least one.
+    """
+    self.names = list(predictors)
+    self.num_read = 0
+    self._predictors = list(predictors.values())
+    # A thread of its own, so that the loop goes on taking requests meanwhile.
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, 'network')
+    self._waiting: list[tuple[np.ndarray, asyncio.Future]] = []
+    self._has_work = asyncio.Event()
+    for size in _SIZES:
+      self._probs(np.zeros((size, *IMAGE_SHAPE), np.uint8))
+    self._saliency(np.zeros(IMAGE_SHAPE, np.uint8))
+
+  async def read(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    """What each network makes of each image.
+
+    Args:
+      images: [28, 28, 1] uint8 each; at least one.
+
+    Returns:
+      [images, networks, 10] float32 probabilities.
+
+    Raises:
+      Busy: too many wait already.
+    """
+    if len(self._waiting) + len(images) > _MOST_WAITING:
+      raise Busy
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in images]
+    self._waiting += zip(images, futures)
+    self._has_work.set()
+    return np.stack(await asyncio.gather(*futures))
+
+  async def saliency(self, image: np.ndarray) -> np.ndarray:
+    """The mean over the networks of `Predictor.saliency`: [28, 28] float32."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(self._thread, self._saliency, image)
+
+  async def serve(self) -> None:
+    """Answers `read` until it is cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+      await self._has_work.wait()
+      self._has_work.clear()
+      while self._waiting:
+        batch, self._waiting = self._waiting[: _SIZES[-1]], self._waiting[_SIZES[-1] :]
+        images = np.stack([image for image, _ in batch])
+        try:
+          probs = await loop.run_in_executor(self._thread, self._probs, images)
+        # Told to those who asked; the next ones may fare better.
+        except Exception as error:  # pylint: disable=broad-except
+          for _, future in batch:
+            if not future.done():
+              future.set_exception(error)
+          continue
+        self.num_read += len(batch)
+        for (_, future), answer in zip(batch, probs):
+          if not future.done():  # Whoever asked may have gone.
+            future.set_result(answer)
+
+  def _probs(self, images):
+    size = next(size for size in _SIZES if size >= len(images))
+    padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
+    probs = [predictor.probs(padded) for predictor in self._predictors]
+    return np.stack(probs, axis=1)[: len(images)]
+
+  def _saliency(self, image):
+    return np.mean([one.saliency(image[None])[0] for one in self._predictors], axis=0)

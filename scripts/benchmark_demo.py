@@ -1,0 +1,168 @@
+"""How quickly the page to draw on answers, alone and with many clients at once.
+
+    python scripts/benchmark_demo.py --workdir=runs/default
+    python scripts/benchmark_demo.py --workdir=runs/default --clients=32 --requests=4000
+
+Starts scripts/demo.py in a process of its own and sends it drawings of random lines, as
+the page would: first one after the other, then by many clients that each send the next
+as soon as the last is answered, which is more than people can draw. Prints percentiles of
+the time from request to answer, and the server's memory before and after.
+
+With --browser a real Chromium draws too (it needs playwright, of the extra [test]): the
+time from the end of a stroke to its answer on the page. --screenshots=FOLDER keeps how
+the page looks on a desktop and on a phone.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import http.client
+import io
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+from PIL import ImageDraw
+
+from digitnet import cli
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_SIDE = 112  # pixels, as the page sends
+_NUM_ALONE = 200
+_STROKES = 50  # drawn in the browser
+_FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking',
+          '--disable-component-update', '--disable-sync', '--no-first-run']  # fmt: skip
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--workdir', required=True, help='of a run')
+  parser.add_argument('--clients', type=cli.positive, default=32, help='default: 32')
+  parser.add_argument(
+      '--requests', type=cli.positive, default=2000, help='of all clients; default: 2000'
+  )
+  parser.add_argument('--browser', action='store_true', help='draw in a Chromium too')
+  parser.add_argument('--screenshots', metavar='FOLDER', help='of that Chromium')
+  args = parser.parse_args()
+  drawings = _drawings(64)
+  with _server(args.workdir) as (process, port):
+    _client(port, drawings[:20])  # What the first ones meet is not what stays.
+    _show('one client', _client(port, (drawings * 9)[:_NUM_ALONE]))
+    before = _resident_mib(process)
+    each = -(-args.requests // args.clients)
+    with concurrent.futures.ThreadPoolExecutor(args.clients) as pool:
+      work = [(drawings[i % 64 :] + drawings * (each // 64 + 1))[:each] for i in range(args.clients)]
+      start = time.perf_counter()
+      seconds = [s for some in pool.map(lambda one: _client(port, one), work) for s in some]
+      wall = time.perf_counter() - start
+    _show(f'{args.clients} clients', seconds)
+    print(f'{len(seconds) / wall:.0f} answers/s; memory {before:.0f} MiB before these'
+          f' {len(seconds):,} requests, {_resident_mib(process):.0f} MiB after')
+    if args.browser or args.screenshots:
+      _show('page, from the end of a stroke', _browse(port, args.screenshots))
+
+
+@contextlib.contextmanager
+def _server(workdir):
+  process = subprocess.Popen(
+      [sys.executable, _ROOT / 'scripts/demo.py', f'--workdir={workdir}', '--port=0'],
+      stdout=subprocess.PIPE,
+      text=True,
+  )
+  try:
+    line = process.stdout.readline()
+    if not line:
+      sys.exit(process.wait())  # It has said why.
+    yield process, int(line.split()[2].rpartition(':')[2])
+  finally:
+    process.terminate()
+    process.wait()
+
+
+def _drawings(num):
+  """Random lines on white paper, as PNG: no two are read alike."""
+  rng = np.random.default_rng(0)
+  pictures = []
+  for _ in range(num):
+    picture = Image.new('RGBA', (_SIDE, _SIDE), 'white')
+    points = [tuple(point) for point in rng.integers(20, _SIDE - 20, (4, 2)).tolist()]
+    ImageDraw.Draw(picture).line(points, 'black', 8)
+    content = io.BytesIO()
+    picture.save(content, 'png')
+    pictures.append(content.getvalue())
+  return pictures
+
+
+def _client(port, drawings):
+  """Asks for one after the other; returns the seconds that each took."""
+  connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
+  seconds = []
+  for drawing in drawings:
+    start = time.perf_counter()
+    connection.request('POST', '/read', drawing)
+    response = connection.getresponse()
+    response.read()
+    seconds.append(time.perf_counter() - start)
+    assert response.status == 200, response.status
+  connection.close()
+  return seconds
+
+
+def _resident_mib(process):
+  status = pathlib.Path(f'/proc/{process.pid}/status').read_text()
+  return int(status.partition('VmRSS:')[2].split()[0]) / 1024
+
+
+def _show(what, seconds):
+  median, high, highest = 1000 * np.percentile(seconds, (50, 99, 100))
+  print(f'{what}: median {median:.1f} ms, p99 {high:.1f} ms, longest {highest:.1f} ms'
+        f' ({len(seconds):,} answers)', flush=True)
+
+
+def _browse(port, screenshots):
+  """Draws strokes; returns the seconds from the end of each to its answer shown."""
+  from playwright import sync_api
+
+  found = shutil.which('chromium') or shutil.which('google-chrome')
+  seconds = []
+  with sync_api.sync_playwright() as running:
+    browser = running.chromium.launch(executable_path=found, args=_FLAGS)
+    devices = {'desktop': {'viewport': {'width': 1000, 'height': 720}},
+               'phone': running.devices['Pixel 7']}
+    for name, device in devices.items():
+      page = browser.new_context(**device).new_page()
+      page.goto(f'http://127.0.0.1:{port}')
+      for number in range(_STROKES):
+        _draw_seven(page, shift=number % 10 / 50)
+        # Within the page, so that what is timed is not the way to it.
+        seconds.append(page.evaluate("""async () => {
+          const start = performance.now();
+          changed();
+          while (asking) await new Promise((resolve) => setTimeout(resolve));
+          return (performance.now() - start) / 1000;
+        }"""))
+        if number < _STROKES - 1:
+          page.evaluate('clear()')
+      if screenshots:
+        page.screenshot(path=cli.folder(screenshots) / f'demo_{name}.png')
+    browser.close()
+  return seconds
+
+
+def _draw_seven(page, shift):
+  box = page.locator('#paper').bounding_box()
+  for number, (x, y) in enumerate([(0.3, 0.2), (0.5, 0.2), (0.7, 0.2), (0.58, 0.5), (0.45, 0.85)]):
+    page.mouse.move(box['x'] + (x + shift - 0.1) * box['width'], box['y'] + y * box['height'])
+    if not number:
+      page.mouse.down()
+  page.mouse.up()
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main))

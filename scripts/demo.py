@@ -1,0 +1,70 @@
+"""A page to draw digits on, read while they are drawn.
+
+    python scripts/demo.py --workdir=runs/default
+    python scripts/demo.py --workdir=runs/a --workdir=runs/b --port=8000
+    curl --data-binary @photo.jpg http://127.0.0.1:8080/read
+
+Open the address that it prints. With several runs the page shows their mean, and what
+each says. It is reached from this machine alone unless --host says otherwise: 0.0.0.0
+lets everyone in who can reach the machine, as a phone in the same network. Ctrl-C ends
+it. It needs `pip install -e '.[demo]'`.
+"""
+
+import argparse
+import socket
+import sys
+
+from digitnet import cli
+from digitnet import environment
+from digitnet.errors import UserError
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+      '--workdir', required=True, action='append', help='of a run; once for each'
+  )
+  parser.add_argument('--host', default='127.0.0.1', help='default: this machine alone')
+  parser.add_argument('--port', type=int, default=8080, help='0 takes a free one')
+  args = parser.parse_args()
+  environment.prepare()
+  # After the arguments: importing JAX takes a second.
+  try:
+    import uvicorn
+    from digitnet.demo import server
+  except ModuleNotFoundError as error:
+    raise UserError(
+        f"{error.name} is not installed; the page needs pip install -e '.[demo]'"
+    ) from None
+  from digitnet import predict
+  from digitnet import workdir
+  from digitnet.demo.reader import Reader
+
+  with _listening(args.host, args.port) as listener:
+    names = workdir.short_names(args.workdir)
+    predictors = [predict.Predictor(path) for path in args.workdir]
+    app = server.make_app(Reader(dict(zip(names, predictors))))
+    host, port = listener.getsockname()[:2]
+    shown = f'[{host}]' if ':' in host else host
+    print(f'draw at http://{shown}:{port} (Ctrl-C ends it)', flush=True)
+    config = uvicorn.Config(
+        app, log_level='warning', lifespan='on', timeout_graceful_shutdown=5
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host, port):
+  try:
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+  except (OSError, OverflowError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(
+        f'--host={host} --port={port}: cannot be listened on ({reason}); name others'
+    ) from None
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main))
