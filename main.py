@@ -12,6 +12,9 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from digitnet import cli
+from digitnet.errors import UserError
+
 _ROOT = pathlib.Path(__file__).parent
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What to train, and how; default: configs/default.py.'
@@ -40,27 +43,6 @@ _START_TIMEOUT = flags.DEFINE_integer(
 )
 
 
-def _parse(argv: list[str]) -> None:
-  """Reads the flags; a mistake in them is a UserError."""
-  from digitnet.errors import UserError
-
-  if any(arg.lstrip('-') in ('help', 'h', 'helpfull') for arg in argv[1:]):
-    print(__doc__ + flags.FLAGS.main_module_help())
-    sys.exit(0)
-  # Given here and not as the flag's default: ml_collections would then apply
-  # the overrides, and fail on a wrong one, before `main` can catch it.
-  if not any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv[1:]):
-    argv = [argv[0], f'--config={_ROOT / "configs/default.py"}', *argv[1:]]
-  try:
-    rest = flags.FLAGS(argv)[1:]
-    _CONFIG.value.to_dict()  # A file that failed to load says so only now.
-  # Whatever a config file or its overrides raise is the user's to mend.
-  except Exception as error:  # pylint: disable=broad-except
-    raise UserError(error) from None
-  if rest:
-    raise UserError(f'unexpected argument {rest[0]!r}; see --help')
-
-
 def _default_workdir() -> str:
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
   path, _, variant = name.name.partition(':')
@@ -68,7 +50,9 @@ def _default_workdir() -> str:
 
 
 def main() -> None:
-  _parse(sys.argv)
+  rest = cli.parse_flags(_CONFIG, __doc__, _ROOT / 'configs/default.py')
+  if rest:
+    raise UserError(f'unexpected argument {rest[0]!r}; see --help')
   # After the flags: importing JAX takes a second that a typo need not wait for.
   from digitnet import environment
 
@@ -88,6 +72,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  from digitnet import cli
-
   cli.leave(cli.run(main))

@@ -12,6 +12,9 @@ import sys
 import threading
 import traceback
 
+from absl import flags
+
+from digitnet.errors import ExportFailed
 from digitnet.errors import Stopped
 from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
@@ -40,7 +43,7 @@ def run(main: Callable[[], None]) -> int:
     return 0
   except UserError as error:
     return _fail(error, 2)
-  except TrainingFailed as error:
+  except (TrainingFailed, ExportFailed) as error:
     return _fail(error, 1)
   except Stopped as error:
     return _fail(error, 128 + error.signum)
@@ -80,6 +83,36 @@ def folder(text: str) -> pathlib.Path:
         f'{path}: no folder can be made there ({error.strerror}); name another'
     ) from None
   return path
+
+
+def parse_flags(
+    config: flags.FlagHolder, doc: str, default_config: pathlib.Path
+) -> list[str]:
+  """Reads the flags that the program has defined; returns the other arguments.
+
+  Args:
+    config: of `config_flags.DEFINE_config_file('config', None, ...)`.
+    doc: what --help begins with.
+    default_config: the file, where --config names none.
+
+  Raises:
+    UserError: a flag, the config file or a change of it is wrong.
+  """
+  argv = sys.argv
+  if any(arg.lstrip('-') in ('help', 'h', 'helpfull') for arg in argv[1:]):
+    print(doc + flags.FLAGS.main_module_help())
+    sys.exit(0)
+  # Given here and not as the flag's default: ml_collections would then apply
+  # the overrides, and fail on a wrong one, before anybody can catch it.
+  if not any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv[1:]):
+    argv = [argv[0], f'--config={default_config}', *argv[1:]]
+  try:
+    rest = flags.FLAGS(argv)[1:]
+    config.value.to_dict()  # A file that failed to load says so only now.
+  # Whatever a config file or its overrides raise is the user's to mend.
+  except Exception as error:  # pylint: disable=broad-except
+    raise UserError(error) from None
+  return rest
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:

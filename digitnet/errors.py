@@ -12,6 +12,10 @@ class TrainingFailed(Exception):
   """Training cannot go on, through nobody's typing: one line, exit code 1."""
 
 
+class ExportFailed(Exception):
+  """An exported file is not what it should be: one line, exit code 1."""
+
+
 class Stopped(BaseException):
   """A signal asked to stop; what was to be saved has been saved.
 

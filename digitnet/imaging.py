@@ -138,7 +138,7 @@ def _paper(grey):
 
   # Six numbers are found as well from a sample of the pixels.
   sample = tuple(slice(None, None, -(-side // _SAMPLED_SIDE)) for side in grey.shape)
-  y, x = np.meshgrid(*(np.linspace(-1, 1, side, dtype=np.float32) for side in grey.shape), indexing='ij')
+  y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in grey.shape), indexing='ij')
   terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
   sampled_terms, sampled = terms[sample], grey[sample]
   surface, was_paper = start[sample], None
@@ -149,7 +149,11 @@ def _paper(grey):
     if np.array_equal(is_paper, was_paper):
       break
     was_paper = is_paper
-    fit, *_ = np.linalg.lstsq(sampled_terms[is_paper], sampled[is_paper], rcond=None)
+    # By the normal equations: six terms within [-1, 1] are far from degenerate.
+    paper_terms = sampled_terms[is_paper]
+    fit, *_ = np.linalg.lstsq(
+        paper_terms.T @ paper_terms, paper_terms.T @ sampled[is_paper], rcond=None
+    )
     surface = sampled_terms @ fit
   return (terms @ fit).astype(np.float32)
 

@@ -1,0 +1,115 @@
+"""The model card that goes with exported files (Mitchell et al., 2019)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from digitnet import results as results_lib
+
+_TEMPLATE = """\
+---
+license: apache-2.0
+library_name: flax
+pipeline_tag: image-classification
+tags: [digits, mnist, jax, flax]
+---
+# digitnet: handwritten digits
+
+Reads one handwritten digit in a picture of 28x28 pixels, white on black, in MNIST's form:
+ink fitted into 20x20, its centre of mass in the middle.
+
+| | |
+|---|---|
+| network | convolutional, {num_params:,} parameters, float32 |
+| trained on | {dataset}: {split_sizes} |
+| validation | {validation} |
+| test | {test} |
+| calibration error on the {scored} split | {calibration_error:.4f} |
+| trained for | {steps:,} steps, seed {seed}; the network of step {best_step:,}, best on validation |
+| made by | digitnet {commit}, JAX {jax} |
+
+## Files
+
+Each was read again by its own runtime and compared with the network on {num_compared:,}
+images of the {scored} split before it got its name.
+
+| file | what | compared |
+|---|---|---|
+{files}
+
+Images are uint8, [N, 28, 28, 1]; but for Keras, which takes float in [0, 1]. What comes
+back are ten probabilities an image.
+
+```python
+{usage}
+```
+
+## Limits
+
+- It knows ten digits and nothing else: a letter, a blank or two digits in one picture are
+  read as some digit, and often with a high probability.
+- Pictures that are not in MNIST's form (dark on light, off-centre, with margins) must be
+  brought to it first, as digitnet's `imaging.py` does.
+- The writers were American census employees and high-school students, around 1990: ways of
+  writing digits that are common elsewhere are rarer here.
+- MNIST has label errors, in the test images too: the last hundredths of a percent mean
+  little.
+- It is not meant for reading amounts, addresses or anything else of consequence without
+  somebody who checks.
+
+Licence: Apache 2.0. MNIST: Yann LeCun, Corinna Cortes and Christopher Burges, after NIST's
+Special Databases 1 and 3.
+"""
+
+_USAGE = {
+    'model.stablehlo': """\
+from jax import export
+program = export.deserialize(bytearray(open('model.stablehlo', 'rb').read()))
+probs = program.call(images)""",
+    'model.safetensors': """\
+from safetensors.numpy import load_file
+params = load_file('model.safetensors')  # 'conv1.kernel', 'conv1.bias', ...""",
+    'model.onnx': """\
+import onnxruntime
+session = onnxruntime.InferenceSession('model.onnx')
+(probs,) = session.run(None, {'images': images})""",
+    'model.int8.onnx': """\
+session = onnxruntime.InferenceSession('model.int8.onnx')  # then the same""",
+    'model.keras': """\
+import keras
+probs = keras.models.load_model('model.keras', compile=False).predict(images / 255)""",
+}
+
+
+def write(
+    results: Mapping[str, Any],
+    scored: str,
+    calibration_error: float,
+    num_compared: int,
+    files: Mapping[str, tuple[str, str]],
+) -> str:
+  """The card's text, Markdown with the header that model hubs read.
+
+  Args:
+    results: what the run's results.json holds.
+    scored: the split that was compared on.
+    calibration_error: of the network on that split.
+    num_compared: images.
+    files: by name, what each is, and what the comparison said.
+  """
+  return _TEMPLATE.format(
+      num_params=results['num_params'],
+      dataset=results['dataset'],
+      split_sizes=', '.join(f'{n:,} {name}' for name, n in results['split_sizes'].items()),
+      validation=results_lib.describe(results['validation']),
+      test=results_lib.describe(results['test']),
+      scored=scored,
+      calibration_error=calibration_error,
+      steps=results['steps'],
+      seed=results['seed'],
+      best_step=results['best_step'],
+      commit=results['git_commit'] or 'of no known commit',
+      jax=results['versions']['jax'],
+      num_compared=num_compared,
+      usage='\n\n'.join(_USAGE[name] for name in files),
+      files='\n'.join(f'| `{name}` | {what} | {said} |' for name, (what, said) in files.items()),
+  )

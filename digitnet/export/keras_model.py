@@ -1,0 +1,137 @@
+"""The network as a Keras 3 model, and Keras models of the card as parameters of ours.
+
+The layers have the names that Keras gives the card's: conv2d, conv2d_1, max_pooling2d,
+dropout, ..., dense_2. Input: [N, 28, 28, 1] float in [0, 1]; output: probabilities.
+"""
+
+from collections.abc import Callable
+import os
+import pathlib
+
+import numpy as np
+
+# Where the user has chosen none, the one that is here anyway.
+os.environ.setdefault('KERAS_BACKEND', 'jax')
+
+# pylint: disable=g-import-not-at-top,wrong-import-position
+import keras
+
+from digitnet.errors import UserError
+from digitnet.export.network import Network
+from digitnet.model import IMAGE_SHAPE
+from digitnet.model import NUM_CLASSES
+
+
+def build(network: Network) -> keras.Sequential:
+  """The network in Keras' layers, with its parameters."""
+  config = network.config
+  names = _Names()
+  layers: list = [keras.Input(IMAGE_SHAPE)]
+  blocks = zip(config['conv_features'], config['kernel_sizes'], config['conv_dropout_rates'])
+  for block_features, size, rate in blocks:
+    for features in block_features:
+      layers.append(keras.layers.Conv2D(
+          features, size, padding='same', activation='relu', name=names.next('conv2d')
+      ))  # fmt: skip
+    layers.append(keras.layers.MaxPooling2D(name=names.next('max_pooling2d')))
+    layers.append(keras.layers.Dropout(rate, name=names.next('dropout')))
+  layers.append(keras.layers.Flatten(name='flatten'))
+  for features, rate in zip(config['dense_features'], config['dense_dropout_rates']):
+    layers.append(keras.layers.Dense(features, activation='relu', name=names.next('dense')))
+    layers.append(keras.layers.Dropout(rate, name=names.next('dropout')))
+  layers.append(keras.layers.Dense(NUM_CLASSES, activation='softmax', name=names.next('dense')))
+  model = keras.Sequential(layers, name='digitnet')
+  ours = [network.params[name] for name in _layer_names(network)]
+  for layer, params in zip(_with_weights(model), ours, strict=True):
+    layer.set_weights([params['kernel'], params['bias']])
+  return model
+
+
+def write(network: Network, path: pathlib.Path) -> None:
+  """Writes a `.keras` file."""
+  build(network).save(path)
+
+
+def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+  """The model as Keras runs it."""
+  model = keras.models.load_model(path, compile=False)
+  return lambda images: model.predict(
+      images.astype(np.float32) / 255, batch_size=256, verbose=0
+  )
+
+
+def read_network(path: pathlib.Path, like: Network) -> Network:
+  """The parameters of a Keras model of the card.
+
+  Args:
+    path: of a `.keras` file, or of `.weights.h5`.
+    like: the network that it should be; its parameters are not used.
+
+  Raises:
+    UserError: the file cannot be read, or is of another network.
+  """
+  try:
+    if path.name.endswith('.weights.h5'):
+      model = build(like)
+      model.load_weights(path)
+    else:
+      # Safe: code within the file is refused.
+      model = keras.models.load_model(path, compile=False)
+  # Whatever damaged files make Keras raise.
+  except Exception as error:  # pylint: disable=broad-except
+    reason = ' '.join(str(error).split())[:300]
+    raise UserError(f'{path}: not a Keras model of this network ({reason})') from None
+  params = {}
+  names, layers = _layer_names(like), _with_weights(model)
+  if len(layers) != len(names):
+    raise UserError(
+        f'{path}: has {len(layers)} layers with weights where this network has {len(names)}'
+    )
+  for name, layer in zip(names, layers):
+    arrays = layer.get_weights()
+    wanted = [like.params[name][part].shape for part in ('kernel', 'bias')]
+    if [array.shape for array in arrays] != wanted:
+      raise UserError(
+          f'{path}: its layer {layer.name} has weights of the shapes'
+          f' {[array.shape for array in arrays]} where {name} has {wanted}; another'
+          ' network? --config says which one is meant'
+      )
+    params[name] = dict(zip(('kernel', 'bias'), arrays))
+  network = Network(like.config, params)
+  _check_alike(path, model, network)
+  return network
+
+
+def _check_alike(path, model, network):
+  """Same shapes are not yet the same network: padding, activations, pooling."""
+  images = np.random.default_rng(0).integers(0, 256, (16, *IMAGE_SHAPE), np.uint8)
+  theirs = np.asarray(model(images.astype(np.float32) / 255))
+  ours = np.asarray(network.probs(images))
+  if theirs.shape != ours.shape:
+    raise UserError(f'{path}: gives {theirs.shape[1:]} where ten probabilities are wanted')
+  if not np.allclose(theirs.sum(axis=1), 1, atol=1e-3):  # The model ends in logits.
+    theirs = np.asarray(keras.ops.softmax(theirs))
+  if np.abs(theirs - ours).max() > 1e-4:
+    raise UserError(
+        f'{path}: has weights of the right shapes and yet computes something else (other'
+        ' padding, pooling or activations than this network)'
+    )
+
+
+def _layer_names(network):
+  return [*sum(network.conv_names, []), *network.dense_names]
+
+
+def _with_weights(model):
+  return [layer for layer in model.layers if layer.weights]
+
+
+class _Names:
+  """Keras' own: dense, dense_1, dense_2."""
+
+  def __init__(self):
+    self._counts: dict[str, int] = {}
+
+  def next(self, kind):
+    count = self._counts[kind] = self._counts.get(kind, -1) + 1
+    return f'{kind}_{count}' if count else kind

@@ -1,0 +1,47 @@
+"""A run that begins with parameters from elsewhere."""
+
+import ml_collections
+
+from digitnet import config as config_lib
+from digitnet import machine
+from digitnet import optim
+from digitnet import steps
+from digitnet.checkpoint import Checkpoints
+from digitnet.data.corpus import Dataset
+from digitnet.errors import UserError
+from digitnet.progress import Progress
+from digitnet.workdir import Workdir
+
+
+def begin_run(
+    config: ml_collections.ConfigDict, workdir: str, params: dict, dataset: Dataset
+) -> Workdir:
+  """Makes a workdir whose only checkpoint, of step 0, holds these parameters.
+
+  Training goes on from there by the usual command; predicting and scoring work at once.
+
+  Args:
+    config: all fields of configs/default.py.
+    workdir: a folder without a run.
+    params: of the config's network: float arrays.
+    dataset: that the run is bound to from now on.
+
+  Raises:
+    UserError: there is a run already, or the folder cannot be written to.
+    TrainingFailed: the disk is full.
+  """
+  config_lib.validate(config)
+  run = Workdir(workdir)
+  if run.checkpoints.is_dir() and any(run.checkpoints.iterdir()) or run.results.exists():
+    raise UserError(f'--workdir={run.path}: holds a run already; name another')
+  optimizer = optim.make_optimizer(
+      optim.make_schedule('constant', config.optim.learning_rate, 1, 0),
+      config.optim.b1,
+      config.optim.b2,
+      config.optim.eps,
+      config.optim.weight_decay,
+  )
+  state = steps.init_state(params, optimizer, config.optim.average_decay > 0)
+  with run.claimed(config), Checkpoints(run.checkpoints) as checkpoints:
+    checkpoints.save(state, Progress(dataset.fingerprint, machine.shape()))
+  return run

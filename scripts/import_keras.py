@@ -1,0 +1,70 @@
+"""Begins a run with the weights of a Keras model of this network.
+
+    python scripts/import_keras.py model.keras --workdir=runs/imported
+    python scripts/import_keras.py model.weights.h5 --workdir=runs/imported \\
+        --config=configs/default.py --config.data.dir=FOLDER
+
+It takes a Keras 3 model (.keras, or .h5 with its architecture) or its weights alone
+(.weights.h5). Its layers must be the config's, in that order; their names do not matter.
+Pixels are taken to be in [0, 1]. That both compute the same is checked on random images.
+
+Then score it (scripts/evaluate.py --workdir=runs/imported --split=test), read digits with
+it, or train it on, by main.py with the same --workdir and --config flags. It needs
+`pip install -e '.[export]'`.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from digitnet import cli
+from digitnet import environment
+from digitnet.errors import UserError
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The network, and the data to score or train on; default: configs/default.py.'
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the new run lives.')
+
+
+def main() -> None:
+  rest = cli.parse_flags(_CONFIG, __doc__, _ROOT / 'configs/default.py')
+  if len(rest) != 1 or not _WORKDIR.value:
+    raise UserError('name one FILE and a --workdir; see --help')
+  path = pathlib.Path(rest[0])
+  if not path.is_file():
+    raise UserError(f'{path}: no such file')
+  environment.prepare()
+  # After the flags: importing JAX takes a second.
+  try:
+    from digitnet.export import keras_model
+  except ModuleNotFoundError as error:
+    raise UserError(f"{error.name} is not installed; pip install -e '.[export]'") from None
+  import jax
+  import jax.numpy as jnp
+
+  from digitnet import config as config_lib
+  from digitnet import imported
+  from digitnet import model as model_lib
+  from digitnet import rng
+  from digitnet.console import say
+  from digitnet.data import sources
+  from digitnet.export.network import Network
+
+  config = _CONFIG.value
+  config_lib.validate(config)
+  params = model_lib.init_params(
+      model_lib.DigitNet(**config.model), rng.stream_key(config.seed, 'init')
+  )
+  network = keras_model.read_network(path, Network.of(config.model, params))
+  dataset = sources.load(say, **config.data)
+  params = jax.tree.map(lambda x: jnp.asarray(x, config.model.param_dtype), network.params)
+  run = imported.begin_run(config, _WORKDIR.value, params, dataset)
+  say(f'{path}: read; a run that begins with it is in {run.path}')
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main))

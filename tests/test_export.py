@@ -1,0 +1,244 @@
+"""Exported networks, read again by their own runtimes; and Keras models taken in."""
+
+import json
+import runpy
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from digitnet import environment
+from digitnet import model as model_lib
+from digitnet.errors import ExportFailed
+from digitnet.errors import UserError
+from digitnet.export import keras_model
+from digitnet.export import onnx_file
+from digitnet.export import safetensors_file
+from digitnet.export import stablehlo
+from digitnet.export.network import Network
+from tests.conftest import ROOT
+
+keras = keras_model.keras  # As it was set up there.
+
+_CARD = dict(
+    conv_features=((3, 4), (5, 6)), kernel_sizes=(5, 3), conv_dropout_rates=(0.25, 0.25),
+    dense_features=(16, 8), dense_dropout_rates=(0.5, 0.5),
+    dtype='float32', param_dtype='float32',
+)  # fmt: skip
+_OTHERS = {
+    'card': {},
+    'one block, even kernels': dict(
+        conv_features=((4,),), kernel_sizes=(4,), conv_dropout_rates=(0.0,)
+    ),
+    'three blocks': dict(
+        conv_features=((2,), (3,), (4,)), kernel_sizes=(3, 3, 2), conv_dropout_rates=(0,) * 3
+    ),
+    'no hidden dense layer': dict(dense_features=(), dense_dropout_rates=()),
+    'bfloat16': dict(dtype='bfloat16', param_dtype='bfloat16'),
+}
+
+
+def _network(**changes):
+  config = {**_CARD, **changes}
+  params = model_lib.init_params(model_lib.DigitNet(**config), jax.random.key(0))
+  # Biases too: they begin as zeros, which may stand anywhere.
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  leaves = [x + 0.1 * jax.random.normal(key, x.shape, x.dtype) for x, key in zip(leaves, keys)]
+  return Network.of(config, jax.tree.unflatten(tree, leaves))
+
+
+@pytest.mark.parametrize('changes', _OTHERS.values(), ids=_OTHERS)
+@pytest.mark.parametrize(
+    'module,name',
+    [(stablehlo, 'a'), (safetensors_file, 'a'), (onnx_file, 'a.onnx'), (keras_model, 'a.keras')],
+    ids=['stablehlo', 'safetensors', 'onnx', 'keras'],
+)
+def test_a_file_computes_what_the_network_does(tmp_path, digits, module, name, changes):
+  """A layer's order, padding or axes are another format's own."""
+  network = _network(**changes)
+  images, _ = digits(20)
+  wanted = np.asarray(network.probs(images))
+  assert np.ptp(wanted, axis=0).max() > 1e-3  # Or else nothing would be shown by it.
+  module.write(network, tmp_path / name)
+  probs = module.load(tmp_path / name)
+  for some in (images, images[:1]):
+    np.testing.assert_allclose(probs(some), wanted[: len(some)], atol=1e-5)
+
+
+def test_stablehlo_needs_none_of_this_package(tmp_path, digits):
+  """Whoever has the file still needs digitnet."""
+  network = _network()
+  images, _ = digits(3)
+  stablehlo.write(network, tmp_path / 'model')
+  np.save(tmp_path / 'images.npy', images)
+  code = """
+import sys
+from jax import export
+import numpy as np
+program = export.deserialize(bytearray(open('model', 'rb').read()))
+assert set(program.platforms) == {'cpu', 'cuda', 'tpu'}
+np.save('probs.npy', program.call(np.load('images.npy', allow_pickle=False)))
+assert not any(name.startswith('digitnet') for name in sys.modules)
+"""
+  subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True, timeout=120)
+  found = np.load(tmp_path / 'probs.npy', allow_pickle=False)
+  np.testing.assert_allclose(found, network.probs(images), atol=1e-5)
+
+
+def test_eight_bits_are_smaller_and_nearly_the_same(tmp_path, digits):
+  """Activations are cut off, or the file holds float32 kernels still."""
+  network = _network(dense_features=(512, 64))
+  images, _ = digits(100)
+  onnx_file.write(network, tmp_path / 'a.onnx')
+  onnx_file.write_int8(tmp_path / 'a.onnx', images, tmp_path / 'b.onnx')
+  sizes = [(tmp_path / name).stat().st_size for name in ('a.onnx', 'b.onnx')]
+  assert sizes[1] < 0.35 * sizes[0]
+  wanted, found = (onnx_file.load(tmp_path / name)(images) for name in ('a.onnx', 'b.onnx'))
+  assert np.abs(wanted - found).mean() < 0.01
+
+
+# The way in.
+
+
+def _somebodys_model(activation='softmax', **changes):
+  """The card as people write it in Keras, small."""
+  conv = dict(padding='same', activation='relu', **changes)
+  return keras.Sequential([
+      keras.layers.Conv2D(3, 5, input_shape=(28, 28, 1), **conv),
+      keras.layers.Conv2D(4, 5, **conv),
+      keras.layers.MaxPool2D((2, 2)),
+      keras.layers.Dropout(0.25),
+      keras.layers.Conv2D(5, 3, **conv),
+      keras.layers.Conv2D(6, 3, **conv),
+      keras.layers.MaxPool2D((2, 2), strides=(2, 2)),
+      keras.layers.Dropout(0.25),
+      keras.layers.Flatten(),
+      keras.layers.Dense(16, activation='relu'),
+      keras.layers.Dropout(0.5),
+      keras.layers.Dense(8, activation='relu'),
+      keras.layers.Dense(10, activation=activation),
+  ])
+
+
+@pytest.mark.parametrize('name', ['a.keras', 'a.h5', 'a.weights.h5'])
+@pytest.mark.parametrize('activation', ['softmax', None])
+def test_a_keras_model_of_the_card_is_taken_in(tmp_path, digits, name, activation):
+  """Logits of the imported network are others than Keras gave."""
+  model = _somebodys_model(activation)
+  if name.endswith('weights.h5'):
+    model.save_weights(tmp_path / name)
+  else:
+    model.save(tmp_path / name)
+  network = keras_model.read_network(tmp_path / name, _network())
+  images, _ = digits(50)
+  model.layers[-1].activation = keras.activations.linear
+  wanted = np.asarray(model(images.astype(np.float32) / 255))
+  ours = model_lib.DigitNet(**network.config).apply({'params': network.params}, images / 255)
+  np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+def test_there_and_back_is_the_same_to_the_bit(tmp_path):
+  """Each round trip wears the weights."""
+  network = _network()
+  keras_model.write(network, tmp_path / 'a.keras')
+  again = keras_model.read_network(tmp_path / 'a.keras', _network())
+  jax.tree.map(np.testing.assert_array_equal, again.params, network.params)
+  names = [layer.name for layer in keras_model.build(network).layers]
+  assert names == [
+      'conv2d', 'conv2d_1', 'max_pooling2d', 'dropout', 'conv2d_2', 'conv2d_3',
+      'max_pooling2d_1', 'dropout_1', 'flatten', 'dense', 'dropout_2', 'dense_1',
+      'dropout_3', 'dense_2',
+  ]  # fmt: skip
+
+
+def _save(path, model):
+  model.save(path)
+
+
+@pytest.mark.parametrize('reason,make', [
+    ('not a Keras model', lambda path: path.write_text('nothing')),
+    ('not a Keras model', lambda path: zipfile.ZipFile(path, 'w').writestr('a', 'b')),
+    ('has weights of the shapes', lambda path: _save(path, keras_model.build(
+        _network(dense_features=(9, 8))))),
+    ('layers with weights', lambda path: _save(path, keras_model.build(
+        _network(dense_features=(16,), dense_dropout_rates=(0,))))),
+    ('computes something else', lambda path: _save(path, _somebodys_model('sigmoid'))),
+    ('computes something else', lambda path: _save(path, _somebodys_model(dilation_rate=2))),
+])  # fmt: skip
+def test_another_model_is_refused(tmp_path, reason, make):
+  """Weights are taken from a network that computes something else."""
+  make(tmp_path / 'a.keras')
+  with pytest.raises(UserError, match=reason) as told:
+    keras_model.read_network(tmp_path / 'a.keras', _network())
+  assert 'a.keras' in str(told.value)
+
+
+# The programs.
+
+
+@pytest.fixture(scope='module')
+def workdir(train_tiny):
+  return train_tiny('150 steps')
+
+
+_EXACT = {'model.stablehlo', 'model.safetensors', 'model.onnx', 'model.keras'}
+
+
+def test_export_writes_every_format_and_a_card(run_python, workdir, tmp_path):
+  """A format has never been written by the program itself."""
+  out = tmp_path / 'exported'
+  command = ['scripts/export.py', f'--workdir={workdir}', f'--output={out}']
+  # With 8 bits a network of a few parameters may lose too much: it says so, and goes.
+  process = run_python(*command, 'onnx-int8')
+  assert process.returncode == (0 if (out / 'model.int8.onnx').exists() else 1), process.stderr
+  run_python(*command, 'stablehlo', 'safetensors', 'onnx', 'keras', check=True)
+  names = {path.name for path in out.iterdir()} - {'model.int8.onnx', 'README.md'}
+  assert names == _EXACT
+  card = (out / 'README.md').read_text()
+  results = json.loads((workdir / 'results.json').read_text())
+  assert f'{results["test"]["accuracy"]:.2%}' in card and 'bundled digits' in card
+  assert all(f'`{name}`' in card for name in names)
+  assert card.count('same digits, probabilities within') == 4
+
+  # And back: a run that begins with it, scored and trained on.
+  flags = [f'--config.{key}={value}' for key, value in {
+      'data.source': 'bundled', 'batch_size': 64, 'eval_batch_size': 64,
+      'model.conv_features': ((4,), (8,)), 'model.dense_features': (16,),
+      'model.dense_dropout_rates': (0.5,), 'duration': '3 steps',
+      'write_report': False, 'optim.warmup': '1 steps',
+  }.items()] + [f'--workdir={tmp_path / "run"}']  # fmt: skip
+  run_python('scripts/import_keras.py', out / 'model.keras', *flags, check=True)
+  process = run_python(
+      'scripts/evaluate.py', f'--workdir={tmp_path / "run"}', '--split=test', check=True
+  )
+  scores = json.loads(process.stdout)
+  assert scores['num_errors'] == results['test']['num_errors']
+  process = run_python('scripts/import_keras.py', out / 'model.keras', *flags)
+  assert process.returncode == 2 and 'holds a run already' in process.stderr
+  run_python('main.py', *flags, check=True)
+  trained = json.loads((tmp_path / 'run/results.json').read_text())
+  assert trained['test']['accuracy'] > results['test']['accuracy'] - 0.05
+
+
+@pytest.mark.parametrize('formats', [['stablehlo'], ['onnx-int8']])
+def test_what_is_not_good_gets_no_name(monkeypatch, workdir, tmp_path, formats):
+  """A file that computes something else is left for people to use."""
+  main = runpy.run_path(str(ROOT / 'scripts/export.py'))['main']
+  monkeypatch.setattr(environment, 'prepare', lambda: None)
+  for module in (stablehlo, onnx_file):
+    monkeypatch.setattr(module, 'load', lambda path: lambda x: np.full((len(x), 10), 0.1))
+  out = tmp_path / 'out'
+  monkeypatch.setattr(sys, 'argv', ['export.py', f'--workdir={workdir}', f'--output={out}', *formats])
+  with pytest.raises(ExportFailed, match='not kept'):
+    main()
+  assert not list(out.iterdir())
+
+
+def test_a_format_that_does_not_exist_is_told(run_python, workdir, tmp_path):
+  """A typo ends in a traceback."""
+  process = run_python('scripts/export.py', f'--workdir={workdir}', f'--output={tmp_path}', 'x')
+  assert process.returncode == 2 and 'no such format' in process.stderr
