@@ -6,8 +6,8 @@
 The same command again resumes. configs/default.py lists every KEY.
 """
 
+import json
 import pathlib
-import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -25,6 +25,8 @@ _WORKDIR = flags.DEFINE_string(
 _ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'Resume with another config than the run began with.'
 )
+_QUIET = flags.DEFINE_bool('quiet', False, 'Print warnings and errors alone.')
+_JSON = flags.DEFINE_bool('json', False, 'Print the results alone, as results.json has them.')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator',
     None,
@@ -58,17 +60,22 @@ def main() -> None:
 
   environment.prepare(_TUNE_MALLOC.value)
   from digitnet import cluster
+  from digitnet import console
   from digitnet.train import train_and_evaluate
 
+  if _QUIET.value or _JSON.value:
+    console.silence()
   cluster.start(
       _COORDINATOR.value,
       _NUM_PROCESSES.value,
       _PROCESS_ID.value,
       _START_TIMEOUT.value,
   )
-  train_and_evaluate(
+  results = train_and_evaluate(
       _CONFIG.value, _WORKDIR.value or _default_workdir(), _ALLOW_CHANGES.value
   )
+  if _JSON.value and cluster.is_main():
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == '__main__':

@@ -1,19 +1,23 @@
 """What a person sees while a run goes on: lines, a bar, and a pace."""
 
+from collections.abc import Iterable
+from collections.abc import Sequence
 import contextlib
 import datetime
 import os
 import sys
 import time
+from typing import TypeVar
 
 import tqdm
 
+_T = TypeVar('_T')
 
 _silent = False
 
 
 def silence() -> None:
-  """Leaves talking to another process: no lines but warnings, no bar."""
+  """No lines but warnings, and no bar: another process talks, or nobody wants to listen."""
   global _silent
   _silent = True
 
@@ -40,6 +44,13 @@ def _shows_bar():
     return os.get_terminal_size(sys.stderr.fileno()).columns > 0
   except OSError:
     return True
+
+
+def bar(work: Sequence[_T], unit: str) -> Iterable[_T]:
+  """The same, with a progress bar on a terminal once it has taken two seconds."""
+  return tqdm.tqdm(
+      work, unit=unit, delay=2, leave=False, disable=_silent or not _shows_bar()
+  )
 
 
 class Pace:

@@ -10,6 +10,7 @@ from scipy import special
 
 from digitnet import augment
 from digitnet import config as config_lib
+from digitnet import console
 from digitnet import model as model_lib
 from digitnet import rng
 from digitnet import steps
@@ -128,7 +129,7 @@ class Predictor:
       infer_step, keys = self._infer_view_step, (key,)
     logits = [
         np.asarray(infer_step(self.params, padded[start : start + size], *keys))
-        for start in range(0, len(padded), size)
+        for start in console.bar(range(0, len(padded), size), 'batch')
     ]
     return special.softmax(np.concatenate(logits)[: len(images)], axis=-1)
 

@@ -139,6 +139,7 @@ def _train_and_evaluate(config, run):
     if cluster.is_main():
       _write_report(run, results, name, split, logits, dataset.train, params)
   if cluster.is_main():
+    _write_tensorboard(run, config, results)
     run.write_results(results)
   return results
 
@@ -160,6 +161,17 @@ def _write_report(run, results, name, split, logits, train_split, params):
   # Whatever it is, hours of training are not lost for the sake of a picture.
   except Exception as error:  # pylint: disable=broad-except
     warn(f'{run.report}: not written ({error}); scripts/report.py makes it again')
+
+
+def _write_tensorboard(run, config, results):
+  """TensorBoard's view, which may fail likewise."""
+  from digitnet import tensorboard  # pylint: disable=g-import-not-at-top
+
+  try:
+    pictures = sorted(run.report.glob('*.png')) if config.write_report else []
+    tensorboard.write_end(run.tensorboard, config_lib.flatten(config), results, pictures)
+  except Exception as error:  # pylint: disable=broad-except
+    warn(f'{run.tensorboard}: not written to ({error})')
 
 
 def train(

@@ -1,6 +1,7 @@
 """A user's mistakes: one clear line, exit code 2, nothing lost, no traceback."""
 
 import gzip
+import json
 import shutil
 
 import pytest
@@ -124,3 +125,14 @@ def test_default_config_is_used_from_anywhere(run_python, tmp_path, tiny_flags):
   assert (tmp_path / 'run/results.json').exists(), process.stdout
   # The rest is the default: nothing else was changed on the way.
   assert default.get_config().optim.schedule in (tmp_path / 'run/config.json').read_text()
+
+
+def test_quiet_and_json_print_nothing_else(run_python, tmp_path, tiny_flags):
+  """A script that reads our output has to guess which lines are meant for it."""
+  flags = [*tiny_flags({'duration': '2 steps'}), f'--workdir={tmp_path}']
+  process = run_python('main.py', *flags, '--quiet', check=True)
+  assert not process.stdout and not process.stderr
+  # Of a finished run too.
+  process = run_python('main.py', *flags, '--json', check=True)
+  assert json.loads(process.stdout) == json.loads((tmp_path / 'results.json').read_text())
+  assert not process.stderr

@@ -1,0 +1,71 @@
+"""TensorBoard's view of a run's end: config and scores as hparams, and the pictures.
+
+Hparams are what sets many runs side by side there, as those of an ablation.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import json
+import time
+from typing import Any
+
+from etils import epath
+from PIL import Image
+from tensorboardX import event_file_writer
+from tensorboardX import summary as tensorboard_summary
+from tensorboardX.proto import event_pb2
+from tensorboardX.proto import summary_pb2
+
+
+def write_end(
+    folder: epath.Path,
+    knobs: Mapping[str, Any],
+    results: Mapping[str, Any],
+    pictures: Sequence[epath.Path],
+) -> None:
+  """Adds to the events of the run's curves.
+
+  Args:
+    folder: of the run's event files.
+    knobs: the config, by dotted name.
+    results: what results.json will hold.
+    pictures: PNG files.
+
+  Raises:
+    OSError: a file cannot be read or written.
+  """
+  scores = {
+      f'{split}_{name}': float(results[split][name])
+      for split in ('validation', 'test')
+      if results[split]
+      for name in ('accuracy', 'num_errors', 'loss')
+  }
+  writer = event_file_writer.EventsWriter(str(folder / 'end'))
+  try:
+    for summary in (
+        *tensorboard_summary.hparams({k: _plain(v) for k, v in knobs.items()}, scores),
+        *(tensorboard_summary.scalar(name, value) for name, value in scores.items()),
+        *map(_picture, pictures),
+    ):
+      writer.write_event(
+          event_pb2.Event(wall_time=time.time(), step=results['steps'], summary=summary)
+      )
+    writer.flush()
+  finally:
+    writer.close()
+
+
+def _plain(value):
+  return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+
+
+def _picture(path):
+  """As it is: TensorBoard takes PNG."""
+  content = path.read_bytes()
+  with path.open('rb') as file:
+    width, height = Image.open(file).size
+  image = summary_pb2.Summary.Image(
+      width=width, height=height, colorspace=4, encoded_image_string=content
+  )
+  value = summary_pb2.Summary.Value(tag=f'report/{path.stem}', image=image)
+  return summary_pb2.Summary(value=[value])
