@@ -86,15 +86,15 @@ def _server(workdir):
 
 
 def _drawings(num):
-  """Random lines on white paper, as PNG: no two are read alike."""
+  """Random lines on white paper, in the form that the page sends."""
   rng = np.random.default_rng(0)
   pictures = []
   for _ in range(num):
-    picture = Image.new('RGBA', (_SIDE, _SIDE), 'white')
+    picture = Image.new('L', (_SIDE, _SIDE), 255)
     points = [tuple(point) for point in rng.integers(20, _SIDE - 20, (4, 2)).tolist()]
-    ImageDraw.Draw(picture).line(points, 'black', 8)
+    ImageDraw.Draw(picture).line(points, 0, 8)
     content = io.BytesIO()
-    picture.save(content, 'png')
+    picture.save(content, 'ppm')
     pictures.append(content.getvalue())
   return pictures
 
@@ -150,6 +150,8 @@ def _browse(port, screenshots):
         if number < _STROKES - 1:
           page.evaluate('clear()')
       if screenshots:
+        page.locator('#saliency').check()
+        page.wait_for_timeout(500)  # The bars are on their way.
         page.screenshot(path=cli.folder(screenshots) / f'demo_{name}.png')
     browser.close()
   return seconds

@@ -3,11 +3,16 @@
 import re
 import shlex
 
+import jax
 from PIL import Image
 import pytest
 
 from digitnet import config as config_lib
+from digitnet import model as model_lib
+from digitnet.export import keras_model
+from digitnet.export.network import Network
 from configs import ablations
+from configs import default
 from tests.conftest import ROOT
 from tests.conftest import TINY
 
@@ -18,14 +23,18 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
 # Run by .ci/run on a clean clone, where there is no environment yet.
 BY_CI = {'bash scripts/run.sh --config=configs/quick.py', 'bash scripts/test.sh'}
 # What set-up does, and what needs a file that only a longer command leaves.
-BY_SETUP = {'pip install -e .', 'head -n 3 runs/kaggle/predictions.csv'}
+BY_SETUP = {
+    'pip install -e .', "pip install -e '.[demo,export]'", 'head -n 3 runs/kaggle/predictions.csv',
+}  # fmt: skip
+# Which ends when it is told to: tests/test_server.py.
+SERVER = 'python scripts/demo.py --workdir=runs/quick'
 MAIN = [c for c in COMMANDS if 'main.py' in c]
-SCRIPTS = [c for c in COMMANDS if c.startswith('python scripts/')]
+SCRIPTS = [c for c in COMMANDS if c.startswith('python scripts/') and c != SERVER]
 
 
 def test_every_command_is_run_somewhere():
   """The README shows a command that nobody has tried."""
-  assert set(COMMANDS) == BY_CI | BY_SETUP | set(MAIN) | set(SCRIPTS)
+  assert set(COMMANDS) == BY_CI | BY_SETUP | {SERVER} | set(MAIN) | set(SCRIPTS)
   ci = (ROOT / '.ci/run').read_text()
   assert all(command in ci for command in BY_CI)
   assert '-e "$root"' in (ROOT / 'scripts/setup.sh').read_text()
@@ -46,6 +55,10 @@ def folder(tmp_path_factory, mnist_dir):
   write_csv(path / 'test.csv', test.images[80:120])
   for name in ('photo.jpg', 'form.png'):
     Image.fromarray(255 - test.images[0, ..., 0]).save(path / name)
+  config = default.get_config()
+  config.update_from_flattened_dict(TINY)
+  params = model_lib.init_params(model_lib.DigitNet(**config.model), jax.random.key(0))
+  keras_model.write(Network.of(config.model, params), path / 'model.keras')
   return path
 
 
@@ -93,13 +106,17 @@ def test_training_commands(run_python, folder, prepared, tmp_path, command):
 def test_script_commands(run_python, folder, trained, tiny_flags, tmp_path, command):
   """A script of the README has other flags, or cannot find the package."""
   command = command.replace('FOLDER', str(folder)).replace('runs/quick', str(trained))
-  command = re.sub(r'\bruns/(?=mistakes|cluster)', f'{tmp_path}/', command)
+  command = re.sub(r'\bruns/(?=mistakes|cluster|exported|imported)', f'{tmp_path}/', command)
   command = command.replace('--rounds=50', '--rounds=1').replace('repeats=3', 'repeats=1')
   _, words = _split(command)
   if 'soak' in command:
     words += ['--', *tiny_flags()]
   if 'launch_local' in command:
     words += tiny_flags({'duration': '2 steps'})
+  if 'export.py' in command:
+    words += ['stablehlo', 'onnx']  # 8 bits are too few for a network of one step.
+  if 'import_keras' in command:
+    words += tiny_flags()
   if 'ablate' in command:
     words[1] = f'--output={tmp_path}'
     for flag in tiny_flags({'duration': '2 steps'}):
