@@ -22,8 +22,10 @@ _FITTED = 20
 # A picture is worked on at this many pixels a side at most: more than 20 need, and a
 # photo then costs no more than a drawing.
 _LONGEST_SIDE = 400
-# Phones take photos of 10^8 pixels; Pillow's own bound is there to warn.
+# Phones take photos of 10^8 pixels, but as JPEG, which is decoded at a fraction of that.
 _MOST_PIXELS = 2**27
+# Of what Pillow reads, what holds pixels: others start programs, as PostScript does.
+_FORMATS = {'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP'}
 # Strokes thinner than this part of the digit's height are thickened to it: MNIST's pens
 # were wide, and a thin line all but vanishes when it is made smaller.
 _THINNEST_STROKE = 0.1
@@ -37,8 +39,10 @@ _SAMPLED_SIDE = 64
 _SPECK = 0.04
 
 
-def open_picture(content: bytes, name: str) -> np.ndarray:
-  """Decodes a picture in any format that Pillow reads.
+def open_picture(
+    content: bytes, name: str, most_pixels: int = _MOST_PIXELS
+) -> np.ndarray:
+  """Decodes a picture: BMP, GIF, JPEG, JPEG 2000, PNG, PNM, TIFF or WebP.
 
   Turned as its EXIF says, without colour, transparent parts white, the first of several
   frames.
@@ -46,6 +50,7 @@ def open_picture(content: bytes, name: str) -> np.ndarray:
   Args:
     content: of the file.
     name: of the picture, for messages.
+    most_pixels: that are decoded; about 16 bytes of memory go to each.
 
   Returns:
     [H, W] float32, from 0, black, to 1, white; 400 pixels a side at most.
@@ -56,13 +61,13 @@ def open_picture(content: bytes, name: str) -> np.ndarray:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-      picture = Image.open(io.BytesIO(content))
-      if picture.width * picture.height > _MOST_PIXELS:
+      picture = Image.open(io.BytesIO(content), formats=_formats())
+      # JPEG is decoded at a fraction of its size where that is enough.
+      picture.draft('L', (2 * _LONGEST_SIDE,) * 2)
+      if picture.width * picture.height > most_pixels:
         raise UserError(
             f'{name}: has {picture.width} x {picture.height} pixels; make it smaller'
         )
-      # JPEG is decoded at a fraction of its size where that is enough.
-      picture.draft('L', (2 * _LONGEST_SIDE,) * 2)
       picture = ImageOps.exif_transpose(picture)
       return _to_grey(picture)
   except UserError:
@@ -72,6 +77,12 @@ def open_picture(content: bytes, name: str) -> np.ndarray:
   # Damaged files make Pillow raise nearly anything.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(f'{name}: not a picture that can be read ({error})') from None
+
+
+def _formats():
+  """Those of `_FORMATS` that this Pillow was built with."""
+  Image.init()
+  return sorted(_FORMATS & set(Image.OPEN))
 
 
 def _to_grey(picture):
@@ -237,13 +248,16 @@ def split_digits(ink: np.ndarray) -> list[np.ndarray]:
   return [np.where(np.isin(labels, members), ink, 0) for members, *_ in groups]
 
 
-def read_picture(content: bytes, name: str, several: bool = False) -> Sequence[np.ndarray]:
+def read_picture(
+    content: bytes, name: str, several: bool = False, most_pixels: int = _MOST_PIXELS
+) -> Sequence[np.ndarray]:
   """The digits of a picture, as the network wants them.
 
   Args:
     content: of its file.
     name: for messages.
     several: whether it shows a row of digits, to be told apart.
+    most_pixels: see `open_picture`.
 
   Returns:
     A [28, 28, 1] uint8 array for each; one, unless `several`.
@@ -251,7 +265,7 @@ def read_picture(content: bytes, name: str, several: bool = False) -> Sequence[n
   Raises:
     UserError: it cannot be read, or shows nothing.
   """
-  ink = find_ink(open_picture(content, name))
+  ink = find_ink(open_picture(content, name, most_pixels))
   if not ink.any():
     raise UserError(f'{name}: nothing but paper; no ink was found')
   return [to_mnist(one) for one in (split_digits(ink) if several else [ink])]
@@ -280,4 +294,5 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
 
 def is_picture(name: str) -> bool:
   """Whether a file's name ends as those of pictures do."""
-  return pathlib.Path(name).suffix.lower() in Image.registered_extensions()
+  endings = Image.registered_extensions()
+  return endings.get(pathlib.Path(name).suffix.lower()) in _FORMATS

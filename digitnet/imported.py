@@ -2,7 +2,6 @@
 
 import ml_collections
 
-from digitnet import config as config_lib
 from digitnet import machine
 from digitnet import optim
 from digitnet import steps
@@ -13,6 +12,12 @@ from digitnet.progress import Progress
 from digitnet.workdir import Workdir
 
 
+def check_is_new(run: Workdir) -> None:
+  """Raises UserError where there is a run already."""
+  if run.holds_a_run():
+    raise UserError(f'--workdir={run.path}: holds a run already; name another')
+
+
 def begin_run(
     config: ml_collections.ConfigDict, workdir: str, params: dict, dataset: Dataset
 ) -> Workdir:
@@ -21,7 +26,7 @@ def begin_run(
   Training goes on from there by the usual command; predicting and scoring work at once.
 
   Args:
-    config: all fields of configs/default.py.
+    config: all fields of configs/default.py, valid.
     workdir: a folder without a run.
     params: of the config's network: float arrays.
     dataset: that the run is bound to from now on.
@@ -30,10 +35,8 @@ def begin_run(
     UserError: there is a run already, or the folder cannot be written to.
     TrainingFailed: the disk is full.
   """
-  config_lib.validate(config)
   run = Workdir(workdir)
-  if run.checkpoints.is_dir() and any(run.checkpoints.iterdir()) or run.results.exists():
-    raise UserError(f'--workdir={run.path}: holds a run already; name another')
+  check_is_new(run)
   optimizer = optim.make_optimizer(
       optim.make_schedule('constant', config.optim.learning_rate, 1, 0),
       config.optim.b1,

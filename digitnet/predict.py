@@ -75,8 +75,8 @@ class Predictor:
     self._workdir = workdir
     self._infer_step = jax.jit(steps.make_infer_step(model))
     strengths = augment.Strengths(**self.config.augment)
-    self._saliency_step = jax.jit(steps.make_saliency_step(model))
     self._infer_view_step = jax.jit(steps.make_infer_step(model, strengths))
+    self._saliency_step = jax.jit(steps.make_saliency_step(model))
 
   def check_dataset(self, dataset: Dataset) -> None:
     """Raises UserError if the data are not those the network was trained on."""

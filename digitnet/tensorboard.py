@@ -5,6 +5,7 @@ Hparams are what sets many runs side by side there, as those of an ablation.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import io
 import json
 import time
 from typing import Any
@@ -62,8 +63,7 @@ def _plain(value):
 def _picture(path):
   """As it is: TensorBoard takes PNG."""
   content = path.read_bytes()
-  with path.open('rb') as file:
-    width, height = Image.open(file).size
+  width, height = Image.open(io.BytesIO(content)).size
   image = summary_pb2.Summary.Image(
       width=width, height=height, colorspace=4, encoded_image_string=content
   )

@@ -130,6 +130,7 @@ def _train_and_evaluate(config, run):
   )
   if cluster.is_main() and logits is not None:
     run.write_predictions(logits.argmax(axis=-1), plan.last_step)
+  pictures = []
   if config.write_report:
     # Of the split that nothing was chosen on, where its labels are known.
     name, split = 'test', dataset.test
@@ -137,15 +138,17 @@ def _train_and_evaluate(config, run):
       name, split = 'validation', dataset.validation
       _, logits = score(split)
     if cluster.is_main():
-      _write_report(run, results, name, split, logits, dataset.train, params)
+      pictures = _write_report(
+          run, results, name, split, logits, dataset.train, params
+      )
   if cluster.is_main():
-    _write_tensorboard(run, config, results)
+    _write_tensorboard(run, config, results, pictures)
     run.write_results(results)
   return results
 
 
 def _write_report(run, results, name, split, logits, train_split, params):
-  """The report, which may fail without harm to the run."""
+  """The report, which may fail without harm to the run; returns its pictures."""
   # Here, since it brings matplotlib, which the first step need not wait for.
   from digitnet import report  # pylint: disable=g-import-not-at-top
 
@@ -158,17 +161,18 @@ def _write_report(run, results, name, split, logits, train_split, params):
   )
   try:
     report.write(run, results, scored, train_split, params)
+    return sorted(run.report.glob('*.png'))
   # Whatever it is, hours of training are not lost for the sake of a picture.
   except Exception as error:  # pylint: disable=broad-except
     warn(f'{run.report}: not written ({error}); scripts/report.py makes it again')
+    return []
 
 
-def _write_tensorboard(run, config, results):
+def _write_tensorboard(run, config, results, pictures):
   """TensorBoard's view, which may fail likewise."""
   from digitnet import tensorboard  # pylint: disable=g-import-not-at-top
 
   try:
-    pictures = sorted(run.report.glob('*.png')) if config.write_report else []
     tensorboard.write_end(run.tensorboard, config_lib.flatten(config), results, pictures)
   except Exception as error:  # pylint: disable=broad-except
     warn(f'{run.tensorboard}: not written to ({error})')

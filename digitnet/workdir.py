@@ -107,14 +107,15 @@ class Workdir:
         ) from None
       yield
 
-  def _holds_a_run(self) -> bool:
+  def holds_a_run(self) -> bool:
+    """Whether training has begun, and saved anything."""
     return self.results.exists() or (
         self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
     )
 
   def _find_changes(self, config, allow_changes):
     """One 'field: old -> new' for each change that matters, if all are allowed."""
-    if not self._holds_a_run():
+    if not self.holds_a_run():
       return []
     old, new = map(config_lib.flatten, (self.load_config(), config))
     changes = config_lib.differences(old, new)

@@ -29,6 +29,7 @@ from PIL import Image
 from PIL import ImageDraw
 
 from digitnet import cli
+from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SIDE = 112  # pixels, as the page sends
@@ -50,6 +51,12 @@ def main() -> None:
   parser.add_argument('--browser', action='store_true', help='draw in a Chromium too')
   parser.add_argument('--screenshots', metavar='FOLDER', help='of that Chromium')
   args = parser.parse_args()
+  screenshots = args.screenshots and cli.folder(args.screenshots)
+  if args.browser or screenshots:
+    try:
+      from playwright import sync_api  # pylint: disable=unused-import
+    except ModuleNotFoundError:
+      raise UserError('--browser needs playwright: pip install -e .[test]') from None
   drawings = _drawings(64)
   with _server(args.workdir) as (process, port):
     _client(port, drawings[:20])  # What the first ones meet is not what stays.
@@ -64,8 +71,8 @@ def main() -> None:
     _show(f'{args.clients} clients', seconds)
     print(f'{len(seconds) / wall:.0f} answers/s; memory {before:.0f} MiB before these'
           f' {len(seconds):,} requests, {_resident_mib(process):.0f} MiB after')
-    if args.browser or args.screenshots:
-      _show('page, from the end of a stroke', _browse(port, args.screenshots))
+    if args.browser or screenshots:
+      _show('page, from the end of a stroke', _browse(port, screenshots))
 
 
 @contextlib.contextmanager
@@ -152,7 +159,7 @@ def _browse(port, screenshots):
       if screenshots:
         page.locator('#saliency').check()
         page.wait_for_timeout(500)  # The bars are on their way.
-        page.screenshot(path=cli.folder(screenshots) / f'demo_{name}.png')
+        page.screenshot(path=screenshots / f'demo_{name}.png')
     browser.close()
   return seconds
 

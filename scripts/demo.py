@@ -18,7 +18,6 @@ from digitnet import cli
 from digitnet import environment
 from digitnet.errors import UserError
 
-
 def main() -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -47,6 +46,8 @@ def main() -> None:
     predictors = [predict.Predictor(path) for path in args.workdir]
     app = server.make_app(Reader(dict(zip(names, predictors))))
     host, port = listener.getsockname()[:2]
+    if host in ('0.0.0.0', '::'):
+      host = _outward_address()
     shown = f'[{host}]' if ':' in host else host
     print(f'draw at http://{shown}:{port} (Ctrl-C ends it)', flush=True)
     config = uvicorn.Config(
@@ -55,7 +56,19 @@ def main() -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
+def _outward_address():
+  """This machine's address for others, where all of its addresses are listened on."""
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nothing_is_sent:
+    try:
+      nothing_is_sent.connect(('192.0.2.1', 9))  # An address that is nobody's.
+      return nothing_is_sent.getsockname()[0]
+    except OSError:
+      return socket.gethostname()
+
+
 def _listening(host, port):
+  if not host:
+    raise UserError('--host=: is empty; leave it out, or name an address')
   try:
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     return socket.create_server((host, port), family=family)

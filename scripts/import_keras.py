@@ -45,21 +45,22 @@ def main() -> None:
     raise UserError(f"{error.name} is not installed; pip install -e '.[export]'") from None
   import jax
   import jax.numpy as jnp
+  import numpy as np
 
   from digitnet import config as config_lib
   from digitnet import imported
   from digitnet import model as model_lib
-  from digitnet import rng
   from digitnet.console import say
   from digitnet.data import sources
   from digitnet.export.network import Network
+  from digitnet.workdir import Workdir
 
   config = _CONFIG.value
   config_lib.validate(config)
-  params = model_lib.init_params(
-      model_lib.DigitNet(**config.model), rng.stream_key(config.seed, 'init')
-  )
-  network = keras_model.read_network(path, Network.of(config.model, params))
+  imported.check_is_new(Workdir(_WORKDIR.value))
+  shapes = model_lib.abstract_params(model_lib.DigitNet(**config.model))
+  nothing = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+  network = keras_model.read_network(path, Network.of(config.model, nothing))
   dataset = sources.load(say, **config.data)
   params = jax.tree.map(lambda x: jnp.asarray(x, config.model.param_dtype), network.params)
   run = imported.begin_run(config, _WORKDIR.value, params, dataset)

@@ -98,7 +98,7 @@ def test_eight_bits_are_smaller_and_nearly_the_same(tmp_path, digits):
   sizes = [(tmp_path / name).stat().st_size for name in ('a.onnx', 'b.onnx')]
   assert sizes[1] < 0.35 * sizes[0]
   wanted, found = (onnx_file.load(tmp_path / name)(images) for name in ('a.onnx', 'b.onnx'))
-  assert np.abs(wanted - found).mean() < 0.01
+  assert np.abs(wanted - found).mean() < 0.002
 
 
 # The way in.
@@ -192,17 +192,19 @@ def test_export_writes_every_format_and_a_card(run_python, workdir, tmp_path):
   """A format has never been written by the program itself."""
   out = tmp_path / 'exported'
   command = ['scripts/export.py', f'--workdir={workdir}', f'--output={out}']
-  # With 8 bits a network of a few parameters may lose too much: it says so, and goes.
-  process = run_python(*command, 'onnx-int8')
-  assert process.returncode == (0 if (out / 'model.int8.onnx').exists() else 1), process.stderr
-  run_python(*command, 'stablehlo', 'safetensors', 'onnx', 'keras', check=True)
-  names = {path.name for path in out.iterdir()} - {'model.int8.onnx', 'README.md'}
-  assert names == _EXACT
+  process = run_python(*command)
+  names = {path.name for path in out.iterdir()} - {'README.md'}
+  if process.returncode:
+    # With 8 bits a network of a few parameters may lose too much: it says so, and goes.
+    assert process.returncode == 1 and 'int8.onnx: right' in process.stderr
+    assert 'not kept' in process.stderr and names == _EXACT
+  else:
+    assert names == _EXACT | {'model.int8.onnx'}
   card = (out / 'README.md').read_text()
   results = json.loads((workdir / 'results.json').read_text())
   assert f'{results["test"]["accuracy"]:.2%}' in card and 'bundled digits' in card
   assert all(f'`{name}`' in card for name in names)
-  assert card.count('same digits, probabilities within') == 4
+  assert card.count('the same digits, probabilities within') == 4
 
   # And back: a run that begins with it, scored and trained on.
   flags = [f'--config.{key}={value}' for key, value in {
@@ -232,13 +234,27 @@ def test_what_is_not_good_gets_no_name(monkeypatch, workdir, tmp_path, formats):
   for module in (stablehlo, onnx_file):
     monkeypatch.setattr(module, 'load', lambda path: lambda x: np.full((len(x), 10), 0.1))
   out = tmp_path / 'out'
+  out.mkdir()
+  (out / 'model.onnx').write_text('of an earlier export')
+  (out / 'notes').write_text('not ours')
   monkeypatch.setattr(sys, 'argv', ['export.py', f'--workdir={workdir}', f'--output={out}', *formats])
   with pytest.raises(ExportFailed, match='not kept'):
     main()
-  assert not list(out.iterdir())
+  assert [path.name for path in out.iterdir()] == ['notes']
 
 
-def test_a_format_that_does_not_exist_is_told(run_python, workdir, tmp_path):
+@pytest.mark.parametrize('flags,reason', [
+    ({'formats': 'x'}, 'no such format'),
+    ({'workdir': '/nowhere'}, 'no config.json'),
+    ({'output': 'LICENSE/folder'}, 'no folder can be made'),
+    ({'output': '/proc/self'}, 'cannot be written to'),
+])  # fmt: skip
+def test_mistakes_are_told(run_python, workdir, tmp_path, flags, reason):
   """A typo ends in a traceback."""
-  process = run_python('scripts/export.py', f'--workdir={workdir}', f'--output={tmp_path}', 'x')
-  assert process.returncode == 2 and 'no such format' in process.stderr
+  flags = {'workdir': workdir, 'output': tmp_path / 'out', 'formats': 'stablehlo', **flags}
+  process = run_python(
+      'scripts/export.py', f'--workdir={flags["workdir"]}', f'--output={flags["output"]}',
+      flags['formats'],
+  )
+  assert process.returncode == 2 and reason in process.stderr, process.stderr
+  assert len([x for x in process.stderr.splitlines() if not x.startswith('data:')]) == 1

@@ -256,3 +256,13 @@ def test_all_styles_are_scored(workdir, run_python, tmp_path):
   assert (tmp_path / 'pictures.png').exists()
   process = run_python(*command, '--each=100')
   assert process.returncode == 2 and 'there are 719' in process.stderr
+
+
+def test_no_file_starts_a_program(digit):
+  """A stranger's PostScript is run by whatever Pillow hands it to."""
+  assert 'EPS' not in imaging._formats() and 'PNG' in imaging._formats()
+  content = io.BytesIO()
+  _on_paper(digit).save(content, 'EPS')
+  with pytest.raises(UserError, match='not a picture'):
+    imaging.open_picture(content.getvalue(), 'drawing.eps')
+  assert imaging.is_picture('a.JPG') and not imaging.is_picture('a.eps')

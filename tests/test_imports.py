@@ -19,7 +19,7 @@ LAYERS = [
     {'evaluate', 'report'},
     {'validation', 'predict', 'compare', 'export.network', 'export.card', 'imported'},
     {'train', 'demo.reader', 'export.stablehlo', 'export.safetensors_file', 'export.onnx_file', 'export.keras_model'},
-    {'demo.server'},
+    {'demo.server', 'export.folder'},
 ]
 
 

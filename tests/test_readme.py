@@ -141,6 +141,9 @@ def test_readme_names_what_is_there():
     assert name in config_lib.RULES or name == 'py', name
   capitals = set(re.findall(r'\b[A-Z]{5,}\b', README.replace('`.', '')))
   assert capitals <= {'FOLDER', 'MNIST', 'README', 'SIGTERM', 'DIGITNET'}, capitals
+  for path in re.findall(r'(?:\]\(|src=")([\w/.]+\.png)', README):
+    with Image.open(ROOT / path) as picture:
+      assert min(picture.size) > 100, path
   for path in re.findall(r'`((?:configs|scripts|digitnet|tests)/[\w./]+)`', README):
     assert (ROOT / path).exists(), path
 

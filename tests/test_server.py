@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 from PIL import Image
@@ -107,6 +108,42 @@ def test_the_page_asks_nobody_else(site, path, kind):
   assert b'src="//' not in content and b'url(' not in content
 
 
+def test_a_client_that_leaves_is_no_fault(site, capfd):
+  """Each closed tab leaves a traceback in the server's log."""
+  with socket.create_connection(('127.0.0.1', site), timeout=30) as connection:
+    connection.sendall(b'POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc')
+  assert _ask(site, body=_drawing(_SEVEN))[0].status == 200
+  assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_more_requests_than_memory_allows_are_turned_away(site, monkeypatch):
+  """A thousand slow uploads fill the memory."""
+  monkeypatch.setattr(server, '_MOST_AT_ONCE', 1)
+  with socket.create_connection(('127.0.0.1', site), timeout=30) as slow:
+    slow.sendall(b'POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n')
+    response, answer = _ask_until(site, 503)
+    assert 'try again' in answer['error'] and response.headers['Retry-After']
+  assert _ask_until(site, 200)
+
+
+def _ask_until(port, status):
+  """Asks till the answer is that: the server learns of others at its own pace."""
+  for _ in range(100):
+    response, answer = _ask(port, body=_drawing(_SEVEN))
+    if response.status == status:
+      return response, answer
+    time.sleep(0.05)
+  raise AssertionError(f'never {status}')
+
+
+def test_a_picture_of_too_many_pixels_is_refused(site):
+  """A few kilobytes of PNG are gigabytes once decoded."""
+  content = io.BytesIO()
+  Image.new('1', (5000, 5000)).save(content, 'png')
+  response, answer = _ask(site, body=content.getvalue())
+  assert response.status == 422 and 'make it smaller' in answer['error']
+
+
 def test_health(site):
   """A watchdog cannot tell that it lives."""
   response, answer = _ask(site, 'GET', '/health')
@@ -142,7 +179,7 @@ def test_bad_requests_are_told_and_harm_nobody(site, request_of, status, reason)
 
 
 def test_a_request_that_never_comes_in_is_given_up(site, monkeypatch):
-  """Connections that send nothing use up the server."""
+  """Uploads that never end use up the server."""
   monkeypatch.setattr(server, '_MOST_SECONDS', 0.2)
   with socket.create_connection(('127.0.0.1', site), timeout=30) as connection:
     connection.sendall(b'POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n')
@@ -193,8 +230,12 @@ def test_it_starts_and_stops_as_programs_do(train_tiny, signum, code):
   assert line.startswith('draw at http://127.0.0.1:')
   port = int(line.split()[2].rpartition(':')[2])
   assert _ask(port, body=_drawing(_SEVEN))[0].status == 200
-  process.send_signal(signum)
-  _, told = process.communicate(timeout=30)
+  # A browser keeps its connection; that must not hold up the end.
+  with socket.create_connection(('127.0.0.1', port)) as idle:
+    idle.sendall(b'GET /health HTTP/1.1\r\nHost: x\r\n\r\n')
+    assert b'200 OK' in idle.recv(1000)
+    process.send_signal(signum)
+    _, told = process.communicate(timeout=30)
   assert process.returncode == code and len(told.splitlines()) == 1, told
 
 

@@ -4,30 +4,47 @@
 const byId = (id) => document.getElementById(id);
 const paper = byId('paper');
 const pen = {width: 0.075, step: 0.02};  // parts of the paper's side
+const mostBytes = 20 * 2 ** 20;
 const sentSide = 112;  // pixels: four for each that the network sees
 
-let strokes = [];  // each a list of [x, y] from 0 to 1
-let picture = null;  // {blob, bitmap} of an opened one, in place of strokes
-let drawing = false;  // by a pointer, now
+// What is on the paper: strokes, each a list of [x, y] from 0 to 1, or an opened picture.
+const empty = {strokes: [], picture: null};  // picture: {blob, bitmap}
+let now = empty;
+let past = [];  // what was there before, for undo
+let pointer = null;  // the one that draws
 let cursor = null;  // {x, y, down} of the arrow keys
+let opened = 0;  // counts pictures, so that a late one does not replace a later one
 let digits = [];  // of the last answer
 let chosen = 0;  // of these
+
+const isEmpty = () => !now.strokes.length && !now.picture;
+
+function become(next) {
+  past = [...past.slice(-99), now];
+  now = next;
+  opened++;
+}
+
+function beginStroke(point) {
+  become({strokes: [...now.strokes, [point]], picture: null});
+}
 
 function paint(canvas) {
   const context = canvas.getContext('2d');
   const side = canvas.width;
   context.fillStyle = 'white';
   context.fillRect(0, 0, side, side);
-  if (picture?.bitmap) {
-    const {width, height} = picture.bitmap;
+  const bitmap = now.picture?.bitmap;
+  if (bitmap) {
+    const {width, height} = bitmap;
     const scale = side / Math.max(width, height);
-    context.drawImage(picture.bitmap, (side - width * scale) / 2, (side - height * scale) / 2,
+    context.drawImage(bitmap, (side - width * scale) / 2, (side - height * scale) / 2,
                       width * scale, height * scale);
   }
   context.strokeStyle = 'black';
   context.lineWidth = pen.width * side;
   context.lineCap = context.lineJoin = 'round';
-  for (const stroke of strokes) {
+  for (const stroke of now.strokes) {
     context.beginPath();
     context.moveTo(stroke[0][0] * side, stroke[0][1] * side);
     for (const [x, y] of stroke) context.lineTo(x * side, y * side);
@@ -46,7 +63,8 @@ function repaint() {
                 pen.width * paper.width / 2, 0, 7);
     context.stroke();
   }
-  byId('undo').disabled = byId('clear').disabled = !strokes.length && !picture;
+  byId('undo').disabled = !past.length;
+  byId('clear').disabled = isEmpty();
 }
 
 function changed() {
@@ -58,21 +76,25 @@ function changed() {
 
 let asking = false;
 let isStale = false;
+let question = null;  // an AbortController
 
 async function ask() {
   isStale = true;
+  if (isEmpty() || now.picture) question?.abort();  // Not worth waiting for.
   if (asking) return;
   asking = true;
   while (isStale) {
     isStale = false;
+    question = new AbortController();
     try {
-      if (picture || strokes.length) show(await answerOf(blobOf()));
-      else show({digits: [], networks: []}, 'Nothing drawn yet.');
+      if (isEmpty()) show({digits: [], networks: []}, 'Nothing drawn yet.');
+      else show(await answerOf(blobOf(), question.signal));
     } catch (error) {
-      show({digits: [], networks: []}, error.message);
+      if (error.name !== 'AbortError') show({digits: [], networks: []}, error.message);
     }
   }
   asking = false;
+  speak();
 }
 
 // What is sent of a drawing: a canvas of its own, read back in every question.
@@ -81,7 +103,7 @@ small.width = small.height = sentSide;
 small.getContext('2d', {willReadFrequently: true});
 
 function blobOf() {
-  if (picture) return picture.blob;
+  if (now.picture) return now.picture.blob;
   paint(small);
   const {data} = small.getContext('2d').getImageData(0, 0, sentSide, sentSide);
   // As PGM, which is grey bytes: browsers take their time over a PNG.
@@ -89,16 +111,19 @@ function blobOf() {
   return new Blob([`P5 ${sentSide} ${sentSide} 255\n`, grey]);
 }
 
-async function answerOf(blob) {
+async function answerOf(blob, signal) {
+  if (blob.size > mostBytes) throw new Error('More than 20 MiB; make the picture smaller.');
   const flags = ['several', 'saliency'].filter((id) => byId(id).checked);
   let response;
+  let answer;
   try {
     response = await fetch('read?' + flags.map((id) => id + '=1').join('&'),
-                           {method: 'POST', body: blob});
-  } catch {
+                           {method: 'POST', body: blob, signal});
+    answer = await response.json();
+  } catch (error) {
+    if (error.name === 'AbortError') throw error;
     throw new Error('The server does not answer; is it still running?');
   }
-  const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);
   return answer;
 }
@@ -159,6 +184,18 @@ function showDigit(networks) {
   }));
 }
 
+// For those who hear the page: once the drawing rests, or as the pen is set down or lifted.
+let resting = 0;
+
+function speak(pen = '') {
+  if (pen) byId('spoken').textContent = pen;
+  clearTimeout(resting);
+  resting = setTimeout(() => {
+    const answer = digits.length ? `${byId('answer').value}, ` : '';
+    byId('spoken').textContent = answer + byId('note').textContent;
+  }, 700);
+}
+
 // Mouse, touch and pen.
 
 function placeOf(event) {
@@ -167,21 +204,23 @@ function placeOf(event) {
 }
 
 paper.addEventListener('pointerdown', (event) => {
-  if (!event.isPrimary || event.button) return;
+  if (pointer !== null || event.button) return;
   paper.setPointerCapture(event.pointerId);
-  drawing = true;
-  cursor = picture = null;
-  strokes.push([placeOf(event)]);
+  pointer = event.pointerId;
+  cursor = null;
+  beginStroke(placeOf(event));
   changed();
 });
 paper.addEventListener('pointermove', (event) => {
-  if (!drawing || !event.isPrimary) return;
+  if (event.pointerId !== pointer) return;
   const all = event.getCoalescedEvents?.() ?? [];
-  strokes.at(-1).push(...(all.length ? all : [event]).map(placeOf));
+  now.strokes.at(-1).push(...(all.length ? all : [event]).map(placeOf));
   changed();
 });
 for (const end of ['pointerup', 'pointercancel']) {
-  paper.addEventListener(end, (event) => { if (event.isPrimary) drawing = false; });
+  paper.addEventListener(end, (event) => {
+    if (event.pointerId === pointer) pointer = null;
+  });
 }
 
 // The keyboard.
@@ -189,27 +228,28 @@ for (const end of ['pointerup', 'pointercancel']) {
 const moves = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 
 paper.addEventListener('keydown', (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || pointer !== null) return;
   const move = moves[event.key];
   if (!move && event.key !== ' ') return;
   event.preventDefault();
-  picture = null;
   cursor ??= {x: 0.5, y: 0.5, down: false};
-  if (move) {
+  if (!move) {
+    cursor.down = !cursor.down;
+    speak(cursor.down ? 'pen down' : 'pen up');
+    if (cursor.down) beginStroke([cursor.x, cursor.y]);
+  } else {
     const within = (value) => Math.min(1, Math.max(0, value));
     cursor.x = within(cursor.x + move[0] * pen.step);
     cursor.y = within(cursor.y + move[1] * pen.step);
-    if (cursor.down) strokes.at(-1).push([cursor.x, cursor.y]);
-  } else {
-    cursor.down = !cursor.down;
-    if (cursor.down) strokes.push([[cursor.x, cursor.y]]);
+    if (cursor.down) now.strokes.at(-1).push([cursor.x, cursor.y]);
   }
-  changed();
+  if (cursor.down) changed();
+  else repaint();
 });
 paper.addEventListener('blur', () => { cursor = null; repaint(); });
 
 document.addEventListener('keydown', (event) => {
-  if ((event.ctrlKey || event.metaKey) && event.key === 'z') {
+  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === 'z') {
     event.preventDefault();
     undo();
   } else if (event.key === 'Escape') {
@@ -219,16 +259,23 @@ document.addEventListener('keydown', (event) => {
 
 // Undo and clear.
 
+function liftPen() {
+  pointer = null;
+  if (cursor) cursor.down = false;
+}
+
 function undo() {
-  if (picture) picture = null;
-  else strokes.pop();
-  cursor = null;
+  if (!past.length) return;
+  liftPen();
+  now = past.pop();
+  opened++;
   changed();
 }
 
 function clear() {
-  strokes = [];
-  picture = cursor = null;
+  if (isEmpty()) return;
+  liftPen();
+  become(empty);
   changed();
 }
 
@@ -238,21 +285,22 @@ byId('several').onchange = byId('saliency').onchange = ask;
 
 // Pictures: opened, pasted, dropped.
 
-async function open(blob) {
+async function openPicture(blob) {
   if (!blob) return;
+  const mine = ++opened;
   // What the browser cannot show, the server may still read, as TIFF.
   const bitmap = await createImageBitmap(blob).catch(() => null);
-  strokes = [];
-  cursor = null;
-  picture = {blob, bitmap};
+  if (mine !== opened) return;
+  liftPen();
+  become({strokes: [], picture: {blob, bitmap}});
   changed();
 }
 
 byId('file').onchange = (event) => {
-  open(event.target.files[0]);
+  openPicture(event.target.files[0]);
   event.target.value = '';  // So that the same file can be opened again.
 };
-document.addEventListener('paste', (event) => open(event.clipboardData.files[0]));
+document.addEventListener('paste', (event) => openPicture(event.clipboardData.files[0]));
 document.addEventListener('dragover', (event) => {
   event.preventDefault();
   document.body.classList.add('dropping');
@@ -261,7 +309,7 @@ document.addEventListener('dragleave', () => document.body.classList.remove('dro
 document.addEventListener('drop', (event) => {
   event.preventDefault();
   document.body.classList.remove('dropping');
-  open(event.dataTransfer.files[0]);
+  openPicture(event.dataTransfer.files[0]);
 });
 
 for (let number = 0; number < 10; number++) {

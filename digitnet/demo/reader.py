@@ -13,11 +13,11 @@ from digitnet.predict import Predictor
 # Each size is compiled once; what waits is filled up to the next one. Beyond 32 an image
 # costs no less for having company.
 _SIZES = (1, 2, 4, 8, 16, 32)
-_MOST_WAITING = 512
+_MOST_WAITING = 256
 
 
 class Busy(Exception):
-  """More images wait than can be read within a second or so."""
+  """More images wait than can be read within a second or two."""
 
 
 class Reader:
@@ -43,7 +43,7 @@ class Reader:
     self._has_work = asyncio.Event()
     for size in _SIZES:
       self._probs(np.zeros((size, *IMAGE_SHAPE), np.uint8))
-    self._saliency(np.zeros(IMAGE_SHAPE, np.uint8))
+      self._saliency(np.zeros((size, *IMAGE_SHAPE), np.uint8))
 
   async def read(self, images: Sequence[np.ndarray]) -> np.ndarray:
     """What each network makes of each image.
@@ -65,10 +65,16 @@ class Reader:
     self._has_work.set()
     return np.stack(await asyncio.gather(*futures))
 
-  async def saliency(self, image: np.ndarray) -> np.ndarray:
-    """The mean over the networks of `Predictor.saliency`: [28, 28] float32."""
+  async def saliency(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over the networks of `Predictor.saliency`: [images, 28, 28] float32."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(self._thread, self._saliency, image)
+    parts = [
+        await loop.run_in_executor(
+            self._thread, self._saliency, np.stack(images[start : start + _SIZES[-1]])
+        )
+        for start in range(0, len(images), _SIZES[-1])
+    ]
+    return np.concatenate(parts)
 
   async def serve(self) -> None:
     """Answers `read` until it is cancelled."""
@@ -93,10 +99,17 @@ class Reader:
             future.set_result(answer)
 
   def _probs(self, images):
-    size = next(size for size in _SIZES if size >= len(images))
-    padded = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
+    padded = _padded(images)
     probs = [predictor.probs(padded) for predictor in self._predictors]
     return np.stack(probs, axis=1)[: len(images)]
 
-  def _saliency(self, image):
-    return np.mean([one.saliency(image[None])[0] for one in self._predictors], axis=0)
+  def _saliency(self, images):
+    padded = _padded(images)
+    each = [predictor.saliency(padded) for predictor in self._predictors]
+    return np.mean(each, axis=0)[: len(images)]
+
+
+def _padded(images):
+  """Up to the next size that has been compiled."""
+  size = next(size for size in _SIZES if size >= len(images))
+  return np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))

@@ -34,32 +34,49 @@ _FILES = {
 # Nothing from elsewhere, and nobody else's page around ours.
 _HEADERS = {
     'Content-Security-Policy': (
-        "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
+        "default-src 'self'; img-src 'self' blob: data:; base-uri 'none';"
+        " form-action 'none'; frame-ancestors 'none'"
     ),
     'X-Content-Type-Options': 'nosniff',
     'Referrer-Policy': 'no-referrer',
     'Cache-Control': 'no-cache',
 }
+# Together these bound the server's memory.
 MOST_BYTES = 20 * 2**20  # of a request: a phone's photo has 3 to 12 MiB.
+_MOST_AT_ONCE = 64  # requests; more are told to come back.
+_MOST_PIXELS = 2**24  # of a picture, once decoded; about 16 bytes each.
+_MOST_WORKERS = 4  # pictures decoded at a time.
 _MOST_SECONDS = 20  # that a request may take to come in.
 _MOST_DIGITS = 64  # of one picture.
-# Okabe and Ito's blue and orange, as in the report.
-_FOR, _AGAINST = (0, 114, 178), (213, 94, 0)
+# Okabe and Ito's sky blue and orange, which both show on black.
+_FOR, _AGAINST = (86, 180, 233), (230, 159, 0)
 
 
 def make_app(reader: Reader) -> applications.Starlette:
   """The app; its answers are the reader's."""
-  # As many pictures at a time as there are cores, so that memory is bounded.
-  workers = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), 'imaging')
+  workers = concurrent.futures.ThreadPoolExecutor(
+      min(os.cpu_count(), _MOST_WORKERS), 'imaging'
+  )
+  num_at_once = 0
 
   @contextlib.asynccontextmanager
   async def lifespan(app):
-    del app
-    serving = asyncio.create_task(reader.serve())
+    app.state.serving = asyncio.create_task(reader.serve())
     yield
-    serving.cancel()
+    app.state.serving.cancel()
+    workers.shutdown(wait=False, cancel_futures=True)
 
   async def read(request):
+    nonlocal num_at_once
+    if num_at_once >= _MOST_AT_ONCE:
+      raise _BUSY
+    num_at_once += 1
+    try:
+      return await answer(request)
+    finally:
+      num_at_once -= 1
+
+  async def answer(request):
     content = await _body(request)
     is_several, is_salient = (
         request.query_params.get(name) == '1' for name in ('several', 'saliency')
@@ -67,7 +84,7 @@ def make_app(reader: Reader) -> applications.Starlette:
     loop = asyncio.get_running_loop()
     try:
       images = await loop.run_in_executor(
-          workers, imaging.read_picture, content, 'the picture', is_several
+          workers, imaging.read_picture, content, 'the picture', is_several, _MOST_PIXELS
       )
     except UserError as error:
       raise exceptions.HTTPException(422, str(error)) from None
@@ -76,23 +93,29 @@ def make_app(reader: Reader) -> applications.Starlette:
     try:
       answers = await reader.read(images)
     except Busy:
-      raise exceptions.HTTPException(503, 'too many are asking; try again') from None
-    digits = []
-    for image, by_network in zip(images, answers):
-      digit = {
-          'probs': _rounded(by_network.mean(axis=0)),
-          'by_network': [_rounded(probs) for probs in by_network],
-          'seen': _png(image[..., 0]),
-      }
-      if is_salient:
-        digit['saliency'] = _overlay(await reader.saliency(image))
-      digits.append(digit)
+      raise _BUSY from None
+    digits = [
+        {
+            'probs': _rounded(by_network.mean(axis=0)),
+            'by_network': [_rounded(probs) for probs in by_network],
+            'seen': _png(image[..., 0]),
+        }
+        for image, by_network in zip(images, answers)
+    ]
+    if is_salient:
+      for digit, saliency in zip(digits, await reader.saliency(images)):
+        digit['saliency'] = _overlay(saliency)
     return responses.JSONResponse({'networks': reader.names, 'digits': digits})
 
   async def health(request):
-    del request
+    is_dead = request.app.state.serving.done()
     return responses.JSONResponse(
-        {'status': 'ok', 'networks': reader.names, 'images_read': reader.num_read}
+        {
+            'status': 'dead' if is_dead else 'ok',
+            'networks': reader.names,
+            'images_read': reader.num_read,
+        },
+        503 if is_dead else 200,
     )
 
   return applications.Starlette(
@@ -104,6 +127,11 @@ def make_app(reader: Reader) -> applications.Starlette:
       exception_handlers={exceptions.HTTPException: _tell, Exception: _tell_fault},
       lifespan=lifespan,
   )
+
+
+_BUSY = exceptions.HTTPException(
+    503, 'too many are asking; try again', headers={'Retry-After': '1'}
+)
 
 
 def _file(name, media_type):
@@ -130,6 +158,8 @@ async def _body(request: requests.Request) -> bytes:
         content += chunk
         if len(content) > MOST_BYTES:
           raise too_large
+  except requests.ClientDisconnect:
+    raise exceptions.HTTPException(400, 'broken off') from None  # Which nobody reads.
   except TimeoutError:
     raise exceptions.HTTPException(408, 'the picture did not come in time') from None
   return bytes(content)

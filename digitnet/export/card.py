@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from digitnet import calibration
 from digitnet import results as results_lib
+from digitnet.errors import UserError
 
 _TEMPLATE = """\
 ---
 license: apache-2.0
 library_name: flax
 pipeline_tag: image-classification
-tags: [digits, mnist, jax, flax]
+tags: [digits, jax, flax]
 ---
 # digitnet: handwritten digits
 
@@ -23,14 +25,14 @@ ink fitted into 20x20, its centre of mass in the middle.
 | trained on | {dataset}: {split_sizes} |
 | validation | {validation} |
 | test | {test} |
-| calibration error on the {scored} split | {calibration_error:.4f} |
+| calibration error on the {split} split | {calibration_error:.4f} |
 | trained for | {steps:,} steps, seed {seed}; the network of step {best_step:,}, best on validation |
 | made by | digitnet {commit}, JAX {jax} |
 
 ## Files
 
-Each was read again by its own runtime and compared with the network on {num_compared:,}
-images of the {scored} split before it got its name.
+Each was read again by its own runtime, and compared with the network on the {split} split
+({num_compared:,} images where it does not say all), before it got its name.
 
 | file | what | compared |
 |---|---|---|
@@ -49,15 +51,11 @@ back are ten probabilities an image.
   read as some digit, and often with a high probability.
 - Pictures that are not in MNIST's form (dark on light, off-centre, with margins) must be
   brought to it first, as digitnet's `imaging.py` does.
-- The writers were American census employees and high-school students, around 1990: ways of
-  writing digits that are common elsewhere are rarer here.
-- MNIST has label errors, in the test images too: the last hundredths of a percent mean
-  little.
+- It reads the hands it was trained on best. {writers}
 - It is not meant for reading amounts, addresses or anything else of consequence without
   somebody who checks.
 
-Licence: Apache 2.0. MNIST: Yann LeCun, Corinna Cortes and Christopher Burges, after NIST's
-Special Databases 1 and 3.
+The network's licence: Apache 2.0. {data_licence}
 """
 
 _USAGE = {
@@ -73,17 +71,28 @@ import onnxruntime
 session = onnxruntime.InferenceSession('model.onnx')
 (probs,) = session.run(None, {'images': images})""",
     'model.int8.onnx': """\
-session = onnxruntime.InferenceSession('model.int8.onnx')  # then the same""",
+import onnxruntime
+session = onnxruntime.InferenceSession('model.int8.onnx')
+(probs,) = session.run(None, {'images': images})""",
     'model.keras': """\
 import keras
 probs = keras.models.load_model('model.keras', compile=False).predict(images / 255)""",
+}
+# Of the data: who wrote the digits, and on what terms they are given.
+_DATA = {
+    'mnist': (
+        "MNIST's writers were American census employees and high-school students, around"
+        ' 1990; some labels, of test images too, are wrong.',
+        'MNIST: Yann LeCun, Corinna Cortes and Christopher Burges, after Special Databases'
+        ' 1 and 3 of NIST.',
+    ),
+    'other': ('', 'The data have a licence of their own.'),
 }
 
 
 def write(
     results: Mapping[str, Any],
-    scored: str,
-    calibration_error: float,
+    scored: Any,
     num_compared: int,
     files: Mapping[str, tuple[str, str]],
 ) -> str:
@@ -91,25 +100,38 @@ def write(
 
   Args:
     results: what the run's results.json holds.
-    scored: the split that was compared on.
-    calibration_error: of the network on that split.
-    num_compared: images.
+    scored: the `folder.Scored` that the files were compared with.
+    num_compared: images, of those that were compared on a part of it.
     files: by name, what each is, and what the comparison said.
+
+  Raises:
+    UserError: results.json is not one of a run.
   """
-  return _TEMPLATE.format(
-      num_params=results['num_params'],
-      dataset=results['dataset'],
-      split_sizes=', '.join(f'{n:,} {name}' for name, n in results['split_sizes'].items()),
-      validation=results_lib.describe(results['validation']),
-      test=results_lib.describe(results['test']),
-      scored=scored,
-      calibration_error=calibration_error,
-      steps=results['steps'],
-      seed=results['seed'],
-      best_step=results['best_step'],
-      commit=results['git_commit'] or 'of no known commit',
-      jax=results['versions']['jax'],
-      num_compared=num_compared,
-      usage='\n\n'.join(_USAGE[name] for name in files),
-      files='\n'.join(f'| `{name}` | {what} | {said} |' for name, (what, said) in files.items()),
-  )
+  writers, data_licence = _DATA.get(results.get('dataset'), _DATA['other'])
+  try:
+    return _TEMPLATE.format(
+        num_params=results['num_params'],
+        dataset=results['dataset'],
+        split_sizes=', '.join(f'{n:,} {name}' for name, n in results['split_sizes'].items()),
+        **{
+            split: results_lib.describe(results[split]) for split in ('validation', 'test')
+        },
+        split=scored.split,
+        calibration_error=calibration.expected_calibration_error(
+            scored.probs, scored.labels
+        ),
+        steps=results['steps'],
+        seed=results['seed'],
+        best_step=results['best_step'],
+        commit=results['git_commit'] or 'of no known commit',
+        jax=results['versions']['jax'],
+        num_compared=num_compared,
+        usage='\n\n'.join(_USAGE[name] for name in files),
+        files='\n'.join(
+            f'| `{name}` | {what} | {said} |' for name, (what, said) in files.items()
+        ),
+        writers=writers,
+        data_licence=data_licence,
+    )
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise UserError(f'results.json: not the results of a run ({error!r})') from None

@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-# Where the user has chosen none, the one that is here anyway.
+# Unless this variable names another: the one that is here anyway.
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 
 # pylint: disable=g-import-not-at-top,wrong-import-position
@@ -18,8 +18,12 @@ import keras
 
 from digitnet.errors import UserError
 from digitnet.export.network import Network
+from digitnet.model import DigitNet
 from digitnet.model import IMAGE_SHAPE
 from digitnet.model import NUM_CLASSES
+
+# Of logits, relative to the largest one.
+_TOLERANCE = 1e-5
 
 
 def build(network: Network) -> keras.Sequential:
@@ -104,18 +108,34 @@ def read_network(path: pathlib.Path, like: Network) -> Network:
 
 def _check_alike(path, model, network):
   """Same shapes are not yet the same network: padding, activations, pooling."""
-  images = np.random.default_rng(0).integers(0, 256, (16, *IMAGE_SHAPE), np.uint8)
-  theirs = np.asarray(model(images.astype(np.float32) / 255))
-  ours = np.asarray(network.probs(images))
-  if theirs.shape != ours.shape:
-    raise UserError(f'{path}: gives {theirs.shape[1:]} where ten probabilities are wanted')
-  if not np.allclose(theirs.sum(axis=1), 1, atol=1e-3):  # The model ends in logits.
-    theirs = np.asarray(keras.ops.softmax(theirs))
-  if np.abs(theirs - ours).max() > 1e-4:
+  random = np.random.default_rng(0)
+  noise = random.random((16, *IMAGE_SHAPE), np.float32)
+  # Full, and sparse as digits are, so that no unit is always on or off.
+  images = np.concatenate([noise, noise * (random.random(noise.shape) > 0.85)])
+  try:
+    theirs = keras.ops.convert_to_numpy(_logits_model(model)(images))
+  except Exception as error:  # pylint: disable=broad-except
+    reason = ' '.join(str(error).split())[:300]
+    raise UserError(f'{path}: does not take [N, 28, 28, 1] images ({reason})') from None
+  ours = np.asarray(
+      DigitNet(**network.config).apply({'params': network.params}, images)
+  )
+  scale = max(1, np.abs(ours).max())
+  if theirs.shape != ours.shape or not np.abs(theirs - ours).max() <= _TOLERANCE * scale:
     raise UserError(
         f'{path}: has weights of the right shapes and yet computes something else (other'
         ' padding, pooling or activations than this network)'
     )
+
+
+def _logits_model(model):
+  """The model without the softmax at its end, where it has one."""
+  last = model.layers[-1]
+  if not last.weights:
+    return keras.Model(model.inputs, model.layers[-2].output)
+  if getattr(last, 'activation', None) is keras.activations.softmax:
+    last.activation = keras.activations.linear
+  return model
 
 
 def _layer_names(network):

@@ -10,6 +10,8 @@ import numpy as np
 from digitnet import steps
 from digitnet.model import DigitNet
 
+_BATCH = 500
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -35,6 +37,12 @@ class Network:
     model = DigitNet(**self.config)
     logits = model.apply({'params': self.params}, steps.to_float(images))
     return jax.nn.softmax(logits)
+
+  def probs_in_batches(self, images: np.ndarray) -> np.ndarray:
+    """The same for many images, which need not fit the memory together."""
+    probs = jax.jit(self.probs)
+    batches = np.array_split(images, -(-len(images) // _BATCH))
+    return np.concatenate([np.asarray(probs(batch)) for batch in batches])
 
   @property
   def conv_names(self) -> list[list[str]]:

@@ -75,17 +75,22 @@ def write_int8(source: pathlib.Path, images: np.ndarray, path: pathlib.Path) -> 
     images: [N, 28, 28, 1] uint8, of training; the range of each activation is theirs.
     path: of the new file.
   """
+  root = logging.getLogger()
+  level = root.level
   # It warns that shapes should be inferred first; there are none to infer.
-  logging.getLogger().setLevel(logging.ERROR)
-  quantization.quantize_static(
-      source,
-      path,
-      _Images(images),
-      quant_format=quantization.QuantFormat.QDQ,
-      per_channel=True,
-      activation_type=quantization.QuantType.QInt8,
-      weight_type=quantization.QuantType.QInt8,
-  )
+  root.setLevel(logging.ERROR)
+  try:
+    quantization.quantize_static(
+        source,
+        path,
+        _Images(images),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+  finally:
+    root.setLevel(level)
 
 
 def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,0 +1,167 @@
+"""A folder of exported files, each of which has shown that it is good, and their card."""
+
+from collections.abc import Sequence
+import importlib
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from digitnet.console import say
+from digitnet.console import warn
+from digitnet.errors import ExportFailed
+from digitnet.errors import UserError
+from digitnet.export import card
+from digitnet.export.network import Network
+from digitnet.workdir import write_atomically
+
+
+class Format(NamedTuple):
+  """A kind of file: the module that writes it, its name, and what it is."""
+
+  module: str
+  file: str
+  what: str
+
+
+FORMATS = {
+    'stablehlo': Format('stablehlo', 'model.stablehlo', 'StableHLO for CPU, CUDA and TPU'),
+    'safetensors': Format('safetensors_file', 'model.safetensors', 'the parameters alone'),
+    'onnx': Format('onnx_file', 'model.onnx', 'ONNX, float32'),
+    'onnx-int8': Format('onnx_file', 'model.int8.onnx', 'ONNX, 8 bits'),
+    'keras': Format('keras_model', 'model.keras', "Keras 3, the card's layer names"),
+}
+NUM_COMPARED = 1000
+_TOLERANCE = 1e-5  # of probabilities
+_NUM_CALIBRATED = 500  # training images that tell the range of each activation
+_MOST_LOST = 0.001  # of accuracy, with 8 bits
+
+
+class Scored(NamedTuple):
+  """What the files are compared with.
+
+  Attributes:
+    split: its name.
+    images: [N, 28, 28, 1] uint8.
+    labels: [N] int.
+    probs: [N, 10], the network's own.
+  """
+
+  split: str
+  images: np.ndarray
+  labels: np.ndarray
+  probs: np.ndarray
+
+
+def import_modules(formats: Sequence[str]) -> dict[str, Any]:
+  """The module of each format; UserError where what it needs is not installed."""
+  try:
+    return {
+        name: importlib.import_module(f'digitnet.export.{FORMATS[name].module}')
+        for name in formats
+    }
+  except ModuleNotFoundError as error:
+    raise UserError(
+        f"{error.name} is not installed; pip install -e '.[export]', or name the FORMATS"
+        ' that do without it'
+    ) from None
+
+
+def write(
+    folder: pathlib.Path,
+    formats: Sequence[str],
+    network: Network,
+    scored: Scored,
+    train_images: np.ndarray,
+    results: dict[str, Any],
+) -> None:
+  """Writes, reads again and compares each format, and then the model card.
+
+  What an earlier export left there is replaced.
+
+  Args:
+    folder: that exists.
+    formats: keys of `FORMATS`.
+    network: what is exported.
+    scored: what each file is compared with.
+    train_images: [N, 28, 28, 1] uint8.
+    results: of the run.
+
+  Raises:
+    ExportFailed: a file was not good; the others are there.
+    UserError: nothing can be written to the folder.
+    OSError: the disk is full.
+  """
+  modules = import_modules(formats)
+  try:
+    unfinished = pathlib.Path(tempfile.mkdtemp(prefix='.unfinished-', dir=folder))
+  except OSError as error:
+    raise UserError(f'{folder}: cannot be written to ({error.strerror}); name another') from None
+  good: dict[str, tuple[str, str]] = {}
+  failures = []
+  try:
+    for name in formats:
+      path = unfinished / FORMATS[name].file
+      try:
+        if name == 'onnx-int8':
+          said = _write_int8(modules[name], network, path, scored, train_images)
+        else:
+          said = _write(modules[name], network, path, scored)
+      except ExportFailed as failure:
+        warn(str(failure))
+        failures.append(str(failure))
+        continue
+      size = path.stat().st_size / 1e6
+      good[path.name] = (f'{FORMATS[name].what}, {size:,.1f} MB', said)
+      say(f'{folder / path.name}: {", ".join(good[path.name])}')
+    for file in [one.file for one in FORMATS.values()] + ['README.md']:
+      (folder / file).unlink(missing_ok=True)
+    for file in good:
+      _bring_to_disk(unfinished / file)
+      (unfinished / file).replace(folder / file)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+  if good:
+    compared = min(NUM_COMPARED, len(scored.labels))
+    write_atomically(folder / 'README.md', card.write(results, scored, compared, good))
+    say(f'{folder / "README.md"}: the model card')
+  if failures:
+    raise ExportFailed(f'{len(failures)} of {len(formats)} files were not kept; see above')
+
+
+def _write(module, network, path, scored) -> str:
+  """Writes one file; returns what the comparison says."""
+  module.write(network, path)
+  wanted = scored.probs[:NUM_COMPARED]
+  found = module.load(path)(scored.images[:NUM_COMPARED])
+  off = np.abs(wanted - found).max()
+  num_other = np.sum(wanted.argmax(axis=1) != found.argmax(axis=1))
+  if not off <= _TOLERANCE or num_other:
+    raise ExportFailed(
+        f'{path.name}: read again it gives probabilities that are off by {off:.1g}, and'
+        f' {num_other} of {len(wanted)} other digits; it was not kept'
+    )
+  return f'the same digits, probabilities within {off:.1g}'
+
+
+def _write_int8(module, network, path, scored, train_images) -> str:
+  source = path.with_name('source.onnx')
+  module.write(network, source)
+  module.write_int8(source, train_images[:_NUM_CALIBRATED], path)
+  before, after = (
+      np.mean(probs.argmax(axis=1) == scored.labels)
+      for probs in (scored.probs, module.load(path)(scored.images))
+  )
+  if before - after >= _MOST_LOST:
+    raise ExportFailed(
+        f'{path.name}: right {after:.2%} where float32 is {before:.2%}; it was not kept'
+    )
+  return f'right {after:.2%} of all {len(scored.labels):,} where float32 is {before:.2%}'
+
+
+def _bring_to_disk(path):
+  with path.open('rb') as file:
+    os.fsync(file.fileno())
