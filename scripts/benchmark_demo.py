@@ -159,7 +159,7 @@ def _browse(port, screenshots):
       if screenshots:
         page.locator('#saliency').check()
         page.wait_for_timeout(500)  # The bars are on their way.
-        page.screenshot(path=screenshots / f'demo_{name}.png')
+        page.screenshot(path=screenshots / f'demo_{name}.png', full_page=True)
     browser.close()
   return seconds
 

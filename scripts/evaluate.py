@@ -50,7 +50,6 @@ def main() -> None:
   from digitnet import calibration
   from digitnet import corruptions
   from digitnet import predict
-  from digitnet import report
   from digitnet.errors import UserError
   from digitnet.metrics import Metrics
 
@@ -82,6 +81,8 @@ def main() -> None:
     }
     print(json.dumps(scores), flush=True)
     if mistakes and kind == 'clean':
+      from digitnet import report  # Which brings matplotlib.
+
       report.write_mistakes(
           report.Scored(name, images, labels, probs), mistakes
       )
