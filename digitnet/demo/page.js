@@ -13,7 +13,7 @@ let now = empty;
 let past = [];  // what was there before, for undo
 let pointer = null;  // the one that draws
 let cursor = null;  // {x, y, down} of the arrow keys
-let opened = 0;  // counts pictures, so that a late one does not replace a later one
+let version = 0;  // of the paper, so that a picture decoded late replaces nothing newer
 let digits = [];  // of the last answer
 let chosen = 0;  // of these
 
@@ -22,7 +22,7 @@ const isEmpty = () => !now.strokes.length && !now.picture;
 function become(next) {
   past = [...past.slice(-99), now];
   now = next;
-  opened++;
+  version++;
 }
 
 function beginStroke(point) {
@@ -268,7 +268,7 @@ function undo() {
   if (!past.length) return;
   liftPen();
   now = past.pop();
-  opened++;
+  version++;
   changed();
 }
 
@@ -287,10 +287,10 @@ byId('several').onchange = byId('saliency').onchange = ask;
 
 async function openPicture(blob) {
   if (!blob) return;
-  const mine = ++opened;
+  const mine = ++version;
   // What the browser cannot show, the server may still read, as TIFF.
   const bitmap = await createImageBitmap(blob).catch(() => null);
-  if (mine !== opened) return;
+  if (mine !== version) return;
   liftPen();
   become({strokes: [], picture: {blob, bitmap}});
   changed();
