@@ -237,6 +237,7 @@ def test_what_is_not_good_gets_no_name(monkeypatch, workdir, tmp_path, formats):
   out.mkdir()
   (out / 'model.onnx').write_text('of an earlier export')
   (out / 'notes').write_text('not ours')
+  (out / '.unfinished-1').mkdir()  # As a kill leaves it.
   monkeypatch.setattr(sys, 'argv', ['export.py', f'--workdir={workdir}', f'--output={out}', *formats])
   with pytest.raises(ExportFailed, match='not kept'):
     main()

@@ -96,6 +96,8 @@ def write(
     OSError: the disk is full.
   """
   modules = import_modules(formats)
+  for left in folder.glob('.unfinished-*'):  # By a kill.
+    shutil.rmtree(left, ignore_errors=True)
   try:
     unfinished = pathlib.Path(tempfile.mkdtemp(prefix='.unfinished-', dir=folder))
   except OSError as error:
