@@ -221,7 +221,7 @@ before(event_file_writer.EventsWriter, 'write_event', strike)
 def _assert_curves_are_the_metrics(workdir):
   from tests.test_metrics_log import events_in
 
-  (path,) = (workdir / 'tensorboard').iterdir()
+  (path,) = (workdir / 'tensorboard').glob('events*')
   shown = [(step, tag) for step, tag, _ in events_in(path)]
   wanted = [
       (line['step'], f'{line["split"]}/{name}')
