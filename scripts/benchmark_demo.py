@@ -35,6 +35,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 _SIDE = 112  # pixels, as the page sends
 _NUM_ALONE = 200
 _STROKES = 50  # drawn in the browser
+# None of these asks anything of the network; --no-sandbox is for root, as in a container.
 _FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking',
           '--disable-component-update', '--disable-sync', '--no-first-run']  # fmt: skip
 
@@ -132,14 +133,19 @@ def _show(what, seconds):
         f' ({len(seconds):,} answers)', flush=True)
 
 
+def launch(running):
+  """The Chromium of the PATH, or else Playwright's own; `running`: of sync_playwright."""
+  found = shutil.which('chromium') or shutil.which('google-chrome')
+  return running.chromium.launch(executable_path=found, args=_FLAGS)
+
+
 def _browse(port, screenshots):
   """Draws strokes; returns the seconds from the end of each to its answer shown."""
   from playwright import sync_api
 
-  found = shutil.which('chromium') or shutil.which('google-chrome')
   seconds = []
   with sync_api.sync_playwright() as running:
-    browser = running.chromium.launch(executable_path=found, args=_FLAGS)
+    browser = launch(running)
     devices = {'desktop': {'viewport': {'width': 1000, 'height': 720}},
                'phone': running.devices['Pixel 7']}
     for name, device in devices.items():

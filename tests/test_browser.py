@@ -20,9 +20,8 @@ from digitnet.data import idx
 from tests import strokes
 from tests.conftest import ROOT
 
-# None of these asks anything of the network; --no-sandbox is for root, as in a container.
-_FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking',
-          '--disable-component-update', '--disable-sync', '--no-first-run']  # fmt: skip
+sys.path.insert(0, str(ROOT / 'scripts'))
+import benchmark_demo
 
 
 @pytest.fixture(scope='module')
@@ -33,9 +32,8 @@ def playwright():
 
 @pytest.fixture(scope='module')
 def browser(playwright):
-  found = shutil.which('chromium') or shutil.which('google-chrome')
   try:
-    running = playwright.chromium.launch(executable_path=found, args=_FLAGS)
+    running = benchmark_demo.launch(playwright)
   except sync_api.Error as error:
     pytest.skip(f'needs a Chromium: {str(error).splitlines()[0]}')
   yield running
