@@ -54,6 +54,7 @@ ABLATIONS = {
     'three_by_three': {'model.kernel_sizes': (3, 3)},
     'one_conv_a_block': {'model.conv_features': ((32,), (64,))},
     'bfloat16': {'model.dtype': 'bfloat16'},
+    'bfloat16_matmul': {'model.matmul_dtype': 'bfloat16'},
 }
 
 

@@ -101,6 +101,7 @@ RULES: dict[str, Rule] = {
     'model.dense_features': _each(_FEATURES, 'a whole number from 1'),
     'model.dense_dropout_rates': _each(_FRACTION, _FRACTION.allowed),
     'model.dtype': _DTYPE,
+    'model.matmul_dtype': _DTYPE,
     'model.param_dtype': _DTYPE,
     'augment.rotation': _NOT_NEGATIVE,
     'augment.zoom': _FRACTION,
@@ -245,6 +246,7 @@ _AS_BEFORE = {
     'all_reduce_dtype': 'float32',
     'fade.duration': '0 epochs',
     'fade.scale': 0.5,
+    'model.matmul_dtype': 'float32',
     'optim.rate_scaling': 'none',
     'optim.reference_batch_size': 128,
 }

@@ -19,6 +19,9 @@ from digitnet import rng
 IMAGE_SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
 
+# From the narrow to the wide.
+_WIDTHS = ('bfloat16', 'float32')
+
 
 class Conv(nn.Module):
   """'Same' convolution, bias and relu: [N, H, W, C] to [N, H, W, features]."""
@@ -26,6 +29,7 @@ class Conv(nn.Module):
   features: int
   kernel_size: int
   dtype: str
+  matmul_dtype: str
   param_dtype: str
 
   @nn.compact
@@ -37,7 +41,7 @@ class Conv(nn.Module):
     bias = self.param(
         'bias', nn.initializers.zeros, (self.features,), self.param_dtype
     )
-    x = ops.conv2d(x.astype(self.dtype), kernel.astype(self.dtype))
+    x = ops.conv2d(x.astype(self.dtype), kernel, self.matmul_dtype)
     return nn.relu(x + bias.astype(self.dtype))
 
   def label(self):
@@ -98,6 +102,7 @@ class Dense(nn.Module):
   features: int
   relu: bool
   dtype: str
+  matmul_dtype: str
   param_dtype: str
 
   @nn.compact
@@ -111,7 +116,7 @@ class Dense(nn.Module):
     bias = self.param(
         'bias', nn.initializers.zeros, (self.features,), self.param_dtype
     )
-    x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    x = ops.dense(x.astype(self.dtype), kernel, self.matmul_dtype)
     x = x + bias.astype(self.dtype)
     return nn.relu(x) if self.relu else x
 
@@ -130,6 +135,8 @@ class DigitNet(nn.Module):
     dense_dropout_rates: for each of them, the fraction dropped after it.
     dtype: of the arithmetic, 'float32' or 'bfloat16'.
     param_dtype: of the parameters.
+    matmul_dtype: that the operands of convolutions and products are rounded to, where
+      it is the narrower; their sums are in float32.
   """
 
   conv_features: Sequence[Sequence[int]]
@@ -139,6 +146,7 @@ class DigitNet(nn.Module):
   dense_dropout_rates: Sequence[float]
   dtype: str
   param_dtype: str
+  matmul_dtype: str = 'float32'  # Runs from before there was a choice do not name it.
 
   @nn.compact
   def __call__(
@@ -154,7 +162,11 @@ class DigitNet(nn.Module):
     Returns:
       [N, 10] float32 logits.
     """
-    types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    types = dict(
+        dtype=self.dtype,
+        matmul_dtype=min(self.dtype, self.matmul_dtype, key=_WIDTHS.index),
+        param_dtype=self.param_dtype,
+    )
     num_convs = num_dropouts = 0
     x = images
     blocks = zip(

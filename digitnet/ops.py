@@ -1,80 +1,96 @@
-"""Convolution and max-pool whose gradients are fast on every backend.
+"""Convolution, dense product and max-pool whose gradients are fast on every backend.
 
-On CPU, XLA computes the kernel gradient of a convolution far below the speed
-of a matrix product, and slower again inside a loop. `conv2d` therefore brings
-its own gradients: the input's as a forward convolution, the kernel's, on CPU,
-as matrix products over shifted rows. Other backends keep XLA's own. The choice
-is made when the program is lowered, so one exported program holds both.
+On CPU, `products.py` computes what XLA is slow at there: kernel gradients, and all
+products of bfloat16 numbers. Other backends keep XLA's own. The choice is made when the
+program is lowered, so one exported program holds both.
+
+`matmul_dtype` is that which the operands of a product are rounded to, in the backward
+pass as well; its sums are in float32 at least. Gradients come back in the dtypes of
+what they belong to.
 """
 
 import functools
-import math
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from digitnet import products
+
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
-# Bytes of the operands of one step of the kernel gradient, so that they stay in cache,
-# and the products it makes of them. Measured best on 2 cores among 2 to 16 MiB and 1
-# to 4 products; see scripts/README.md.
-_CHUNK_BYTES = 2**22
-_PARTS = 2
 
-
-@jax.custom_vjp
-def conv2d(images: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv2d(
+    images: jax.Array, kernel: jax.Array, matmul_dtype: str = 'float32'
+) -> jax.Array:
   """Convolution with stride 1 and 'same' padding.
 
   Args:
     images: [N, H, W, C_in], float.
-    kernel: [K_h, K_w, C_in, C_out], the same dtype.
+    kernel: [K_h, K_w, C_in, C_out], float.
+    matmul_dtype: see above.
 
   Returns:
-    [N, H, W, C_out].
+    [N, H, W, C_out], of the images' dtype.
   """
-  return lax.conv_general_dilated(
-      images, kernel, (1, 1), 'SAME', dimension_numbers=_DIMENSIONS
-  )
+  return _conv2d_forward(images, kernel, matmul_dtype)[0]
 
 
-def _conv2d_forward(images, kernel):
-  return conv2d(images, kernel), (images, kernel)
+def _conv2d_forward(images, kernel, matmul_dtype):
+  paddings = tuple(products.padding(size) for size in kernel.shape[:2])
+  operand = images.astype(matmul_dtype)
+  kernel_operand = kernel.astype(matmul_dtype)
+  out = _convolution(operand, kernel_operand, paddings, images.dtype)
+  return out, (operand, kernel)
 
 
-def _conv2d_backward(residuals, grads):
+def _conv2d_backward(matmul_dtype, residuals, grads):
   images, kernel = residuals
-  size = kernel.shape[:2]
+  operand = grads.astype(matmul_dtype)
   kernel_grads = lax.platform_dependent(
       images,
-      grads,
-      cpu=functools.partial(_kernel_grads_by_product, size=size),
-      default=functools.partial(_kernel_grads_by_convolution, size=size),
+      operand,
+      cpu=functools.partial(products.kernel_grads, size=kernel.shape[:2]),
+      default=functools.partial(
+          _kernel_grads_by_convolution, size=kernel.shape[:2]
+      ),
   )
-  return _image_grads(kernel, grads), kernel_grads
+  # A forward convolution with the kernel turned around. Where an even kernel pads one
+  # more pixel after, its transpose does before.
+  turned = kernel.astype(matmul_dtype)[::-1, ::-1].swapaxes(2, 3)
+  paddings = tuple(products.padding(size)[::-1] for size in kernel.shape[:2])
+  image_grads = _convolution(operand, turned, paddings, grads.dtype)
+  return image_grads, kernel_grads.astype(kernel.dtype)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
-def _padding(size):
-  """XLA's 'same' padding of one dimension: the odd one goes after."""
-  return ((size - 1) // 2, size - 1 - (size - 1) // 2)
+def _convolution(images, kernel, paddings, dtype):
+  """Of operands of one dtype; `dtype` is the result's."""
 
+  def by_xla(images, kernel):
+    out = lax.conv_general_dilated(
+        images,
+        kernel,
+        (1, 1),
+        paddings,
+        dimension_numbers=_DIMENSIONS,
+        preferred_element_type=jnp.promote_types(images.dtype, dtype),
+    )
+    return out.astype(dtype)
 
-def _image_grads(kernel, grads):
-  """[N, H, W, C_in]: a forward convolution with the kernel turned around."""
-  turned = kernel[::-1, ::-1].swapaxes(2, 3)
-  # Where an even kernel pads one more pixel after, its transpose does before.
-  padding = [_padding(size)[::-1] for size in kernel.shape[:2]]
-  return lax.conv_general_dilated(
-      grads, turned, (1, 1), padding, dimension_numbers=_DIMENSIONS
-  )
+  def by_product(images, kernel):
+    return products.convolution(images, kernel, paddings).astype(dtype)
+
+  if images.dtype != jnp.bfloat16:
+    return by_xla(images, kernel)
+  return lax.platform_dependent(images, kernel, cpu=by_product, default=by_xla)
 
 
 def _kernel_grads_by_convolution(images, grads, size):
-  """[K_h, K_w, C_in, C_out]: XLA's own gradient."""
+  """[K_h, K_w, C_in, C_out], float32 at least: XLA's own gradient."""
   shape = (*size, images.shape[-1], grads.shape[-1])
   transpose = jax.linear_transpose(
       lambda kernel: lax.conv_general_dilated(
@@ -82,81 +98,43 @@ def _kernel_grads_by_convolution(images, grads, size):
       ),
       jax.ShapeDtypeStruct(shape, images.dtype),
   )
-  return transpose(grads)[0]
+  return transpose(grads)[0].astype(products.sum_dtype(images))
 
 
-def _kernel_grads_by_product(images, grads, size):
-  """[K_h, K_w, C_in, C_out]: one matrix product over a few images at a time.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dense(
+    inputs: jax.Array, kernel: jax.Array, matmul_dtype: str = 'float32'
+) -> jax.Array:
+  """Matrix product: [N, C_in] by [C_in, C_out] is [N, C_out], of the inputs' dtype."""
+  return _dense_forward(inputs, kernel, matmul_dtype)[0]
 
-  The horizontal shifts lie side by side as channels of the images, the vertical
-  ones as channels of the gradients. The product of the two, summed over pixels,
-  then holds every pair of shifts with no operation to spare, and its sides of
-  K_w * C_in and K_h * C_out are long enough for a matrix product to run at full
-  speed, which those of the channels alone are not. Where the images have so few
-  channels that all shifts of theirs are less to copy, the gradients stay as they are.
-  """
-  num, height, width, channels_in = images.shape
-  channels_out = grads.shape[-1]
-  k_h, k_w = size
-  image_rows, grad_rows = 1, k_h
-  if k_h * k_w * channels_in < k_w * channels_in + k_h * channels_out:
-    image_rows, grad_rows = k_h, 1
-  lhs_side = image_rows * k_w * channels_in
-  rhs_side = grad_rows * channels_out
 
-  image_bytes = height * width * (lhs_side + rhs_side) * images.dtype.itemsize
-  # A power of two, of which most batches are a multiple.
-  chunk = 2 ** int(math.log2(max(1, _CHUNK_BYTES // image_bytes)))
-  chunk = min(num, chunk)
-  parts = math.gcd(chunk, _PARTS)
-  missing = -num % chunk
-  if missing:
-    images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    grads = jnp.pad(grads, ((0, missing), (0, 0), (0, 0), (0, 0)))
+def _dense_forward(inputs, kernel, matmul_dtype):
+  operand = inputs.astype(matmul_dtype)
+  out = products.matmul(operand, kernel.astype(matmul_dtype))
+  return out.astype(inputs.dtype), (operand, kernel)
 
-  def add_chunk(i, total):
-    some_images, some_grads = (
-        lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (images, grads)
-    )
-    lhs = jnp.pad(
-        some_images, ((0, 0), _padding(image_rows), _padding(k_w), (0, 0))
-    )
-    lhs = jnp.concatenate(
-        [
-            lhs[:, i : i + height, j : j + width]
-            for i in range(image_rows)
-            for j in range(k_w)
-        ],
-        axis=-1,
-    )
-    # An image shifted down meets the gradients as they are shifted up.
-    rhs = jnp.pad(
-        some_grads, ((0, 0), _padding(grad_rows)[::-1], (0, 0), (0, 0))
-    )
-    rhs = jnp.concatenate(
-        [rhs[:, i : i + height] for i in reversed(range(grad_rows))], axis=-1
-    )
-    return total + lax.dot_general(
-        lhs.reshape(parts, -1, lhs_side),
-        rhs.reshape(parts, -1, rhs_side),
-        (((1,), (1,)), ((0,), (0,))),
-        preferred_element_type=total.dtype,
-    )
 
-  # Sums over all images are kept in at least float32.
-  total_dtype = jnp.promote_types(images.dtype, jnp.float32)
-  total = lax.fori_loop(
-      0,
-      (num + missing) // chunk,
-      add_chunk,
-      jnp.zeros((parts, lhs_side, rhs_side), total_dtype),
+def _dense_backward(matmul_dtype, residuals, grads):
+  inputs, kernel = residuals
+  operand = grads.astype(matmul_dtype)
+  kernel_grads = lax.platform_dependent(
+      inputs,
+      operand,
+      cpu=products.dense_kernel_grads,
+      default=lambda inputs, grads: products.matmul(inputs.T, grads),
   )
-  total = total.sum(axis=0).reshape(
-      image_rows, k_w, channels_in, grad_rows, channels_out
+  # The kernel not transposed before: XLA on CPU would take it for float32.
+  input_grads = lax.dot_general(
+      operand,
+      kernel.astype(matmul_dtype),
+      (((1,), (1,)), ((), ())),
+      preferred_element_type=products.sum_dtype(operand),
   )
-  # One of the two counts of rows is 1, the other K_h.
-  total = total.transpose(0, 3, 1, 2, 4)
-  return total.reshape(*size, channels_in, channels_out).astype(images.dtype)
+  return input_grads.astype(grads.dtype), kernel_grads.astype(kernel.dtype)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
 
 
 def max_pool(images: jax.Array) -> jax.Array:

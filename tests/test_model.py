@@ -1,5 +1,7 @@
 """The network is the card's, layer for layer and value for value."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,3 +175,23 @@ def test_dtypes_are_the_configs(tiny_config, dtype, param_dtype):
   text = str(jax.make_jaxpr(lambda p: net.apply({'params': p}, jnp.ones((1, 28, 28, 1))))(params))
   assert ('bf16[1,28,28,4]' in text) == (dtype == 'bfloat16')
   assert net.apply({'params': params}, jnp.ones((1, 28, 28, 1))).dtype == jnp.float32
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_products_are_of_the_narrower_dtype(tiny_config, dtype):
+  """Operands that are not rounded, or rounded ones that are widened for the product."""
+  config = tiny_config({'model.dtype': dtype, 'model.matmul_dtype': 'bfloat16'})
+  net = _net(config)
+  params = model_lib.init_params(net, jax.random.key(0))
+
+  def loss(params):
+    keys = jax.random.split(jax.random.key(0), 2)
+    return net.apply({'params': params}, jnp.ones((2, 28, 28, 1)), keys).sum()
+
+  for platform in ('cpu', 'cuda', 'tpu'):
+    lowered = jax.jit(jax.grad(loss)).trace(params).lower(lowering_platforms=(platform,))
+    products = re.findall(
+        r'stablehlo\.(?:dot_general|convolution).* : \((.*?)\) ->', lowered.as_text()
+    )
+    assert len(products) >= 10
+    assert all(operands.count('bf16') == 2 for operands in products), platform

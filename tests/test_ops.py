@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from digitnet import ops
+from digitnet import products
 
 
 def _reference(images, kernel):
@@ -59,29 +60,84 @@ def test_conv2d_and_its_gradients_are_exact(
     assert _relative_error(value, right) < 1e-5, name
 
 
-def test_both_kernel_gradients_agree():
+@pytest.mark.parametrize(
+    'batch, size, kernel, channels_in, channels_out',
+    [
+        (16, (28, 28), (5, 5), 1, 32),
+        (16, (28, 28), (5, 5), 32, 32),
+        (35, (14, 14), (3, 3), 64, 64),  # not a whole number of chunks
+        (1, (7, 11), (3, 3), 2, 3),
+        (5, (8, 9), (4, 2), 3, 2),  # even kernels
+        (2, (3, 3), (5, 5), 1, 1),
+    ],
+)
+def test_bfloat16_products_are_those_of_rounded_operands(
+    batch, size, kernel, channels_in, channels_out
+):
+  """A wrong shift or padding that the rounding of bfloat16 hides, or sums in it."""
+  rng = np.random.default_rng(0)
+  shapes = (batch, *size, channels_in), (*kernel, channels_in, channels_out)
+  images, kernel = (_rounded(rng.normal(size=shape)) for shape in shapes)
+  cotangent = _rounded(rng.normal(size=(batch, *size, channels_out)))
+  rounding = lambda images, kernel: ops.conv2d(images, kernel, 'bfloat16')
+  ours = _gradients(rounding, [images, kernel], cotangent, jnp.float32)
+  with jax.enable_x64(True):
+    exact = _gradients(_reference, [images, kernel], cotangent, jnp.float64)
+  for name, value, right in zip(('out', 'images', 'kernel'), ours, exact):
+    assert _relative_error(value, right) < 1e-5, name
+
+
+@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('batch, inputs, outputs', [(1, 5, 3), (7, 33, 10), (64, 300, 200)])
+def test_dense_and_its_gradients_are_exact(batch, inputs, outputs, matmul_dtype):
+  """An operand transposed for the matrix unit that is not the one it should be."""
+  rng = np.random.default_rng(0)
+  arrays = [rng.normal(size=(batch, inputs)), rng.normal(size=(inputs, outputs))]
+  cotangent = rng.normal(size=(batch, outputs))
+  if matmul_dtype == 'bfloat16':
+    arrays, cotangent = [_rounded(x) for x in arrays], _rounded(cotangent)
+  product = lambda inputs, kernel: ops.dense(inputs, kernel, matmul_dtype)
+  ours = _gradients(product, arrays, cotangent, jnp.float32)
+  with jax.enable_x64(True):
+    exact = _gradients(jnp.matmul, arrays, cotangent, jnp.float64)
+  for name, value, right in zip(('out', 'inputs', 'kernel'), ours, exact):
+    assert _relative_error(value, right) < 1e-5, name
+
+
+def _rounded(array):
+  """The nearest bfloat16 numbers, which rounding then leaves as they are."""
+  return np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_both_kernel_gradients_agree(dtype):
   """The branch that CPU never takes is wrong unnoticed."""
   rng = np.random.default_rng(1)
-  images = jnp.asarray(rng.normal(size=(6, 9, 7, 3)), jnp.float32)
-  grads = jnp.asarray(rng.normal(size=(6, 9, 7, 5)), jnp.float32)
+  images = jnp.asarray(rng.normal(size=(6, 9, 7, 3)), dtype)
+  grads = jnp.asarray(rng.normal(size=(6, 9, 7, 5)), dtype)
+  error = jnp.finfo(dtype).eps  # XLA's own is rounded to the operands' dtype.
   for size in ((5, 5), (2, 4)):
-    by_product = ops._kernel_grads_by_product(images, grads, size)
+    by_product = products.kernel_grads(images, grads, size)
     by_convolution = ops._kernel_grads_by_convolution(images, grads, size)
-    np.testing.assert_allclose(by_product, by_convolution, rtol=1e-4, atol=1e-4)
+    assert by_product.dtype == by_convolution.dtype == jnp.float32
+    assert _relative_error(by_product, by_convolution) < 4 * error
 
 
-def test_conv2d_in_a_loop_and_in_bfloat16():
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
+def test_conv2d_in_a_loop_and_in_every_dtype(dtype, matmul_dtype):
   """The gradient cannot be scanned, or changes the dtype it was given."""
-  kernel = jnp.full((3, 3, 2, 2), 0.1, jnp.bfloat16)
-  images = jnp.ones((4, 5, 5, 2), jnp.bfloat16)
+  kernel = jnp.full((3, 3, 2, 2), 0.1, jnp.float32)
+  images = jnp.ones((4, 5, 5, 2), dtype)
 
-  def loss(kernel):
-    body = lambda x, _: (ops.conv2d(x, kernel), None)
+  def loss(kernel, images):
+    body = lambda x, _: (ops.conv2d(x, kernel, matmul_dtype), None)
     return lax.scan(body, images, length=3)[0].astype(jnp.float32).sum()
 
-  grads = jax.jit(jax.grad(loss))(kernel)
-  assert grads.dtype == jnp.bfloat16
-  assert np.isfinite(np.asarray(grads, np.float32)).all()
+  grads = jax.jit(jax.grad(loss, (0, 1)))(kernel, images)
+  for x, given in zip(grads, (kernel, images)):
+    assert x.dtype == given.dtype
+    assert np.isfinite(np.asarray(x, np.float32)).all()
 
 
 @pytest.mark.parametrize('size', [(28, 28), (7, 7), (5, 4), (2, 3)])

@@ -1,0 +1,211 @@
+"""Convolutions and their kernel gradients as matrix products, for CPU.
+
+There XLA computes the kernel gradient of a convolution far below the speed of a matrix
+product, and slower again inside a loop; and a convolution of bfloat16 numbers it
+computes in float32, where a product runs on the processor's matrix unit, if it has one.
+All work on a few images at a time, so that what they copy stays in cache.
+"""
+
+import functools
+import math
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+# Bytes that one turn of a loop reads and makes, and the products that the kernel
+# gradient in float32 is cut into. Measured best on 2 cores among 2 to 16 MiB and 1 to
+# 4 products; see scripts/README.md.
+_CHUNK_BYTES = {'float32': 2**22, 'bfloat16': 2**23}
+_PARTS = 2
+
+
+def matmul(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+  """[M, K] by [K, N], of one dtype; sums and result are in float32 at least."""
+  return jnp.dot(lhs, rhs, preferred_element_type=sum_dtype(lhs))
+
+
+def sum_dtype(operand: jax.Array) -> jnp.dtype:
+  """That of a product's sums: the operand's, but float32 at least."""
+  return jnp.promote_types(operand.dtype, jnp.float32)
+
+
+def padding(size: int) -> tuple[int, int]:
+  """XLA's 'same' padding of one dimension: the odd one goes after."""
+  return ((size - 1) // 2, size - 1 - (size - 1) // 2)
+
+
+def convolution(
+    images: jax.Array,
+    kernel: jax.Array,
+    paddings: tuple[tuple[int, int], tuple[int, int]],
+) -> jax.Array:
+  """A convolution with stride 1, its sums in float32.
+
+  The horizontal shifts lie side by side as channels of the images. One product with
+  all rows of the kernel then makes of each row of pixels what it adds to those around.
+  Where the images have few channels, all shifts do, and one product is all.
+
+  Args:
+    images: [N, H, W, C_in], float.
+    kernel: [K_h, K_w, C_in, C_out], the same dtype.
+    paddings: zeros before and after the rows and the columns, K - 1 together.
+
+  Returns:
+    [N, H, W, C_out], float32 at least.
+  """
+  height, width, channels_in = images.shape[1:]
+  k_h, k_w, _, channels_out = kernel.shape
+  image_rows, out_rows = _split_rows(kernel.shape)
+  lhs_side = image_rows * k_w * channels_in
+  rhs_side = out_rows * channels_out
+  kernel = kernel.reshape(image_rows, out_rows, k_w, channels_in, channels_out)
+  kernel = kernel.transpose(0, 2, 3, 1, 4).reshape(lhs_side, rhs_side)
+  # Every row of pixels that some row of pixels takes from.
+  rows = height + out_rows - 1
+
+  def convolve(some_images):
+    lhs = jnp.pad(some_images, ((0, 0), *paddings, (0, 0)))
+    lhs = _shifts(lhs, (rows, width), height_axis=1, channel_axis=3)
+    out = matmul(lhs.reshape(-1, lhs_side), kernel)
+    out = out.reshape(-1, rows, width, out_rows, channels_out)
+    return sum(out[:, i : i + height, :, i] for i in range(out_rows))
+
+  image_bytes = rows * width * (lhs_side * images.dtype.itemsize + rhs_side * 4)
+  chunk = _chunk_size(images, image_bytes)
+  out = lax.map(convolve, _pad_to_chunks(images, chunk))
+  return out.reshape(-1, height, width, channels_out)[: len(images)]
+
+
+def kernel_grads(
+    images: jax.Array, grads: jax.Array, size: tuple[int, int]
+) -> jax.Array:
+  """The gradient of a 'same' convolution with stride 1 by its kernel.
+
+  The horizontal shifts lie side by side as channels of the images, the vertical
+  ones as channels of the gradients. The product of the two, summed over pixels,
+  then holds every pair of shifts with no operation to spare, and its sides of
+  K_w * C_in and K_h * C_out are long enough for a matrix product to run at full
+  speed, which those of the channels alone are not. Where the images have so few
+  channels that all shifts of theirs are less to copy, the gradients stay as they are.
+
+  Args:
+    images: [N, H, W, C_in], float.
+    grads: [N, H, W, C_out], the same dtype.
+    size: (K_h, K_w).
+
+  Returns:
+    [K_h, K_w, C_in, C_out], float32 at least.
+  """
+  height, width, channels_in = images.shape[1:]
+  channels_out = grads.shape[-1]
+  k_w = size[1]
+  image_rows, grad_rows = _split_rows((*size, channels_in, channels_out))
+  lhs_side = image_rows * k_w * channels_in
+  rhs_side = grad_rows * channels_out
+
+  image_bytes = height * width * (lhs_side + rhs_side) * images.dtype.itemsize
+  chunk = _chunk_size(images, image_bytes)
+  chunks = tuple(_pad_to_chunks(x, chunk) for x in (images, grads))
+  if images.dtype == jnp.bfloat16:
+    parts, product = 1, _product_over_pixels_channels_first
+  else:
+    parts = math.gcd(chunk, _PARTS)
+    product = functools.partial(_product_over_pixels, parts=parts)
+
+  def add_chunk(total, chunk):
+    some_images, some_grads = chunk
+    # An image shifted down meets the gradients as they are shifted up.
+    rhs = jnp.pad(
+        some_grads, ((0, 0), padding(grad_rows)[::-1], (0, 0), (0, 0))
+    )
+    rhs = jnp.concatenate(
+        [rhs[:, i : i + height] for i in reversed(range(grad_rows))], axis=-1
+    )
+    return total + product(some_images, rhs, (image_rows, k_w)), None
+
+  total = jnp.zeros((parts, lhs_side, rhs_side), sum_dtype(images))
+  total = lax.scan(add_chunk, total, chunks)[0].sum(axis=0)
+  total = total.reshape(image_rows, k_w, channels_in, grad_rows, channels_out)
+  total = total.transpose(0, 3, 1, 2, 4)
+  return total.reshape(*size, channels_in, channels_out)
+
+
+def dense_kernel_grads(inputs: jax.Array, grads: jax.Array) -> jax.Array:
+  """[C_in, C_out], float32 at least: of [N, C_in] and [N, C_out], of one dtype."""
+  if inputs.dtype == jnp.bfloat16:
+    return matmul(_as_laid_out(inputs.T), grads)
+  return matmul(inputs.T, grads)
+
+
+def _split_rows(kernel_shape):
+  """How many of a kernel's rows become channels of the images, and of the other side.
+
+  All or none, whichever is less to copy. One of the two counts is 1, the other K_h.
+  """
+  k_h, k_w, channels_in, channels_out = kernel_shape
+  if k_h * k_w * channels_in < k_w * channels_in + k_h * channels_out:
+    return k_h, 1
+  return 1, k_h
+
+
+def _product_over_pixels(images, rhs, size, parts):
+  """[parts, K_h * K_w * C_in, C]: of all shifts of images, and of [n, H, W, C]."""
+  images = jnp.pad(images, ((0, 0), *map(padding, size), (0, 0)))
+  lhs = _shifts(images, rhs.shape[1:3], height_axis=1, channel_axis=3)
+  return lax.dot_general(
+      lhs.reshape(parts, -1, lhs.shape[-1]),
+      rhs.reshape(parts, -1, rhs.shape[-1]),
+      (((1,), (1,)), ((0,), (0,))),
+  )
+
+
+def _product_over_pixels_channels_first(images, rhs, size):
+  """The same with one part, in the only form that the matrix unit is used for."""
+  images = _as_laid_out(images.transpose(3, 0, 1, 2))
+  images = jnp.pad(images, ((0, 0), (0, 0), *map(padding, size)))
+  lhs = _shifts(images, rhs.shape[1:3], height_axis=2, channel_axis=0)
+  return matmul(
+      lhs.reshape(lhs.shape[0], -1), rhs.reshape(-1, rhs.shape[-1])
+  )[None]
+
+
+def _shifts(images, size, height_axis, channel_axis):
+  """All parts of padded images that have the size, side by side as channels."""
+  height, width = size
+  width_axis = height_axis + 1
+  return jnp.concatenate(
+      [
+          lax.slice_in_dim(row, j, j + width, axis=width_axis)
+          for i in range(images.shape[height_axis] - height + 1)
+          for row in [
+              lax.slice_in_dim(images, i, i + height, axis=height_axis)
+          ]
+          for j in range(images.shape[width_axis] - width + 1)
+      ],
+      axis=channel_axis,
+  )
+
+
+def _as_laid_out(x):
+  """The same array, its last axis contiguous in memory.
+
+  XLA would rather take a transposed array as it lies, and such a product of bfloat16
+  numbers it computes in float32. An array of one axis has but one layout.
+  """
+  return lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
+
+
+def _chunk_size(images, image_bytes):
+  """A power of two, of which most batches are a multiple; at most all images."""
+  chunk_bytes = _CHUNK_BYTES['bfloat16' if images.dtype == jnp.bfloat16 else 'float32']
+  chunk = 2 ** int(math.log2(max(1, chunk_bytes // image_bytes)))
+  return min(len(images), chunk)
+
+
+def _pad_to_chunks(x, chunk):
+  """[N, ...] to [chunks, chunk, ...], with zeros at the end."""
+  missing = -len(x) % chunk
+  if missing:
+    x = jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1)))
+  return x.reshape(-1, chunk, *x.shape[1:])
