@@ -148,6 +148,11 @@ class DigitNet(nn.Module):
   param_dtype: str
   matmul_dtype: str = 'float32'  # Runs from before there was a choice do not name it.
 
+  @property
+  def operand_dtype(self) -> str:
+    """The narrower of `dtype` and `matmul_dtype`."""
+    return min(self.dtype, self.matmul_dtype, key=_WIDTHS.index)
+
   @nn.compact
   def __call__(
       self, images: jax.Array, dropout_keys: jax.Array | None = None
@@ -164,7 +169,7 @@ class DigitNet(nn.Module):
     """
     types = dict(
         dtype=self.dtype,
-        matmul_dtype=min(self.dtype, self.matmul_dtype, key=_WIDTHS.index),
+        matmul_dtype=self.operand_dtype,
         param_dtype=self.param_dtype,
     )
     num_convs = num_dropouts = 0
@@ -204,6 +209,17 @@ class LayerRow:
 def init_params(model: DigitNet, key: jax.Array) -> dict:
   """The initial parameters: a tree of layer name, then 'kernel' and 'bias'."""
   return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))['params']
+
+
+def round_kernels(model: DigitNet, params: dict) -> dict:
+  """The parameters with the kernels as products take them: for inference.
+
+  The network computes the same with them, and need not round them each time.
+  """
+  return {
+      layer: {**arrays, 'kernel': arrays['kernel'].astype(model.operand_dtype)}
+      for layer, arrays in params.items()
+  }
 
 
 def abstract_params(model: DigitNet) -> dict:

@@ -72,6 +72,7 @@ class Predictor:
         ) from None
     self.dataset = progress.dataset
     self.params = params
+    self._rounded_params = model_lib.round_kernels(model, params)
     self._workdir = workdir
     self._infer_step = jax.jit(steps.make_infer_step(model))
     strengths = augment.Strengths(**self.config.augment)
@@ -117,7 +118,7 @@ class Predictor:
     Returns:
       [N, 28, 28] float32: above 0 for, below 0 against.
     """
-    return np.asarray(self._saliency_step(self.params, images))
+    return np.asarray(self._saliency_step(self._rounded_params, images))
 
   def _probs_of_view(self, images, view):
     size = min(self.config.eval_batch_size, len(images))
@@ -128,7 +129,9 @@ class Predictor:
       key = jax.random.fold_in(rng.stream_key(_VIEWS_SEED, 'views'), view)
       infer_step, keys = self._infer_view_step, (key,)
     logits = [
-        np.asarray(infer_step(self.params, padded[start : start + size], *keys))
+        np.asarray(
+            infer_step(self._rounded_params, padded[start : start + size], *keys)
+        )
         for start in console.bar(range(0, len(padded), size), 'batch')
     ]
     return special.softmax(np.concatenate(logits)[: len(images)], axis=-1)

@@ -22,6 +22,9 @@ _PARTS = 2
 
 def matmul(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
   """[M, K] by [K, N], of one dtype; sums and result are in float32 at least."""
+  if lhs.dtype == jnp.bfloat16 and len(lhs) == 1:
+    # The matrix unit is used from two rows on: 3 ms in place of 27 for dense1.
+    return matmul(jnp.pad(lhs, ((0, 1), (0, 0))), rhs)[:1]
   return jnp.dot(lhs, rhs, preferred_element_type=sum_dtype(lhs))
 
 

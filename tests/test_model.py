@@ -195,3 +195,10 @@ def test_products_are_of_the_narrower_dtype(tiny_config, dtype):
     )
     assert len(products) >= 10
     assert all(operands.count('bf16') == 2 for operands in products), platform
+
+  images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
+  as_they_are, rounded = (
+      net.apply({'params': p}, images)
+      for p in (params, model_lib.round_kernels(net, params))
+  )
+  np.testing.assert_array_equal(as_they_are, rounded)

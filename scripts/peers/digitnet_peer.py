@@ -23,8 +23,8 @@ from digitnet import parallel
 from digitnet import steps
 
 
-def make(weights, dtype='float32'):
-  return Digitnet(weights, dtype)
+def make(weights, bf16=False):
+  return Digitnet(weights, bf16)
 
 
 class Digitnet:
@@ -32,9 +32,12 @@ class Digitnet:
 
   versions = {'jax': jax.__version__}
 
-  def __init__(self, weights, dtype):
+  def __init__(self, weights, bf16):
     config = default.get_config()
-    config.model.dtype = dtype
+    if bf16:
+      # A CPU is slow at what is between products in bfloat16.
+      knob = 'matmul_dtype' if jax.default_backend() == 'cpu' else 'dtype'
+      config.model[knob] = 'bfloat16'
     model = model_lib.DigitNet(**config.model)
     schedule = optim.make_schedule('constant', 1e-3, 1, 0)
     optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
@@ -47,6 +50,7 @@ class Digitnet:
     self._infer_step = jax.jit(steps.make_infer_step(model))
     state = jax.eval_shape(lambda: steps.init_state(params, optimizer))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
+    self._model = model
     self._state = parallel.replicate(state.replace(params=params))
     self._lr_scale = parallel.replicate(np.float32(1))
 
@@ -74,6 +78,7 @@ class Digitnet:
 
   def inferrer(self, images):
     params = parallel.first(self._state.params)
+    params = model_lib.round_kernels(self._model, params)
 
     def infer():
       logits = np.asarray(self._infer_step(params, images))

@@ -23,7 +23,7 @@ import numpy as np
 # The module beside this file, and the arguments of its `make`.
 PEERS = {
     'digitnet': ('digitnet_peer', {}),
-    'digitnet-bf16': ('digitnet_peer', {'dtype': 'bfloat16'}),
+    'digitnet-bf16': ('digitnet_peer', {'bf16': True}),
     'linen': ('linen_peer', {}),
     'torch': ('torch_peer', {}),
     'torch-compiled': ('torch_peer', {'compiled': True}),
