@@ -264,9 +264,21 @@ FIXED = frozenset({
 })
 
 
+def complete(config: ml_collections.ConfigDict) -> None:
+  """Adds the knobs that runs of an older digitnet lack, as they meant them."""
+  for name, value in _AS_BEFORE.items():
+    *groups, last = name.split('.')
+    group = config
+    for name in groups:
+      if name not in group:
+        group[name] = ml_collections.ConfigDict()
+      group = group[name]
+    if last not in group:
+      group[last] = value
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
   """'field: old -> new' for each field that differs and matters to a run."""
-  old = {**_AS_BEFORE, **old}
   return {
       name: f'{name}: {old.get(name, "(none)")} -> {new.get(name, "(none)")}'
       for name in sorted(old.keys() | new.keys())

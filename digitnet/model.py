@@ -134,9 +134,9 @@ class DigitNet(nn.Module):
     dense_features: the widths of the hidden dense layers.
     dense_dropout_rates: for each of them, the fraction dropped after it.
     dtype: of the arithmetic, 'float32' or 'bfloat16'.
-    param_dtype: of the parameters.
     matmul_dtype: that the operands of convolutions and products are rounded to, where
       it is the narrower; their sums are in float32.
+    param_dtype: of the parameters.
   """
 
   conv_features: Sequence[Sequence[int]]
@@ -145,8 +145,8 @@ class DigitNet(nn.Module):
   dense_features: Sequence[int]
   dense_dropout_rates: Sequence[float]
   dtype: str
+  matmul_dtype: str
   param_dtype: str
-  matmul_dtype: str = 'float32'  # Runs from before there was a choice do not name it.
 
   @property
   def operand_dtype(self) -> str:

@@ -199,8 +199,11 @@ def dots(errors: Mapping[str, Sequence[float]]):
   Args:
     errors: by variant, the percentage of validation that each of its runs has wrong.
   """
+  # A variant of several changes has a line for each.
+  labels = [name.replace(' ', '\n') for name in errors]
+  num_lines = sum(label.count('\n') + 1 for label in labels)
   with matplotlib.rc_context({**_STYLE, 'axes.grid.axis': 'x'}):
-    figure, ((axis,),) = _subplots(figsize=(7, 1.2 + 0.28 * len(errors)))
+    figure, ((axis,),) = _subplots(figsize=(8, 1.2 + 0.28 * num_lines))
     for place, (name, values) in enumerate(errors.items()):
       colour = BLUE if place else ORANGE
       axis.plot(values, [place] * len(values), 'o', color=colour, alpha=0.5, ms=5)
@@ -208,9 +211,10 @@ def dots(errors: Mapping[str, Sequence[float]]):
         axis.plot(np.mean(values), place, '|', color=colour, ms=14, mew=2.5)
       if not place and values:
         axis.axvline(np.mean(values), color=colour, lw=0.8, ls=':')
-    axis.set_yticks(range(len(errors)), list(errors))
+    axis.set_yticks(range(len(errors)), labels)
     axis.invert_yaxis()
-    axis.set_xlabel('wrong, % of validation: each run, and the mean')
+    axis.set_xlabel('wrong, % of validation')
+    axis.set_title('each run, and the mean', loc='left')
     return figure
 
 

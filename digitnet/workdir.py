@@ -161,13 +161,15 @@ class Workdir:
       return []
 
   def load_config(self) -> ml_collections.ConfigDict:
-    """The config of the run.
+    """The config of the run, with the knobs that there were not yet when it began.
 
     Raises:
       UserError: there is none, or it cannot be read.
     """
     try:
-      return ml_collections.ConfigDict(_read_json(self.config, dict))
+      config = ml_collections.ConfigDict(_read_json(self.config, dict))
+      config_lib.complete(config)
+      return config
     except FileNotFoundError:
       raise UserError(
           f'{self.path}: no config.json; is it the --workdir of a run?'

@@ -26,7 +26,7 @@ keras = keras_model.keras  # As it was set up there.
 _CARD = dict(
     conv_features=((3, 4), (5, 6)), kernel_sizes=(5, 3), conv_dropout_rates=(0.25, 0.25),
     dense_features=(16, 8), dense_dropout_rates=(0.5, 0.5),
-    dtype='float32', param_dtype='float32',
+    dtype='float32', matmul_dtype='float32', param_dtype='float32',
 )  # fmt: skip
 _OTHERS = {
     'card': {},
