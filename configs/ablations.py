@@ -17,6 +17,7 @@ _NO_AUGMENTATION = {
     'augment.translation': 0.0,
     'augment.elastic': 0.0,
     'augment.thickness': 0.0,
+    'augment.noise': 0.0,
 }
 
 ABLATIONS = {
@@ -28,6 +29,7 @@ ABLATIONS = {
     'no_translation': {'augment.translation': 0.0},
     'no_elastic': {'augment.elastic': 0.0},
     'no_thickness': {'augment.thickness': 0.0},
+    'no_noise': {'augment.noise': 0.0},
     'no_fade': {'fade.duration': '0 epochs'},
     'no_augmentation': _NO_AUGMENTATION,
     'no_dropout': {

@@ -69,6 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment.translation = 2.0  # pixels, for each axis apart
   config.augment.elastic = 0.0  # pixels, standard deviation of a smooth displacement
   config.augment.thickness = 0.0  # of strokes: 1 is up to a pixel more, or less
+  config.augment.noise = 0.0  # fraction of the range, the highest standard deviation
   config.augment.cutout = 0.0  # pixels, the side of a square that is blacked out
 
   # In the last part of the run all strengths are multiplied by the scale, so that it

@@ -14,7 +14,7 @@ _CONTROL_POINTS = 4
 class Strengths:
   """How far each random change may go; zero is not at all.
 
-  All but `elastic` and `cutout` are drawn evenly between minus and plus their value.
+  All but `elastic`, `noise` and `cutout` are drawn evenly between minus and plus their value.
 
   Attributes:
     rotation: degrees.
@@ -26,6 +26,8 @@ class Strengths:
       interpolated by cubics).
     thickness: of the strokes; at 1 each pixel may become the brightest, or at -1 the
       darkest, of itself and its four neighbours.
+    noise: fraction of the range; each image gets Gaussian noise on every pixel, its
+      standard deviation drawn evenly from zero to this.
     cutout: pixels, the side of a square that is blacked out, its centre anywhere
       (DeVries and Taylor, 2017, arXiv:1708.04552).
   """
@@ -36,6 +38,7 @@ class Strengths:
   translation: float = 0.0
   elastic: float = 0.0
   thickness: float = 0.0
+  noise: float = 0.0
   cutout: float = 0.0
 
 
@@ -97,6 +100,8 @@ def _augment_one(image, key, strengths, scale):
           image.shape[:2], jax.random.fold_in(key, 2), strengths.elastic * scale
       )
     image = _sample(image, places)
+  if strengths.noise:
+    image = _add_noise(image, jax.random.fold_in(key, 4), strengths.noise * scale)
   if strengths.cutout:
     image = _cut_out(image, jax.random.fold_in(key, 3), strengths.cutout * scale)
   return image
@@ -147,6 +152,13 @@ def _sample(image, places):
       in_axes=-1,
       out_axes=-1,
   )(image)
+
+
+def _add_noise(image, key, most):
+  of_size, of_pixels = jax.random.split(key)
+  deviation = most * jax.random.uniform(of_size)
+  noise = deviation * jax.random.normal(of_pixels, image.shape)
+  return jnp.clip(image + noise, 0, 1)
 
 
 def _cut_out(image, key, side):

@@ -111,6 +111,7 @@ RULES: dict[str, Rule] = {
     'augment.thickness': _number(
         lambda value: 0 <= value <= 1, 'a number from 0 to 1'
     ),
+    'augment.noise': _NOT_NEGATIVE,
     'augment.cutout': _NOT_NEGATIVE,
     'fade.duration': Rule(_is_duration, durations.ALLOWED),
     'fade.scale': _number(lambda value: 0 <= value <= 1, 'a number from 0 to 1'),
@@ -244,6 +245,7 @@ _FREE = frozenset({'data.dir', 'data.manual_dir', 'write_report'})
 _AS_BEFORE = {
     'accumulation': 1,
     'all_reduce_dtype': 'float32',
+    'augment.noise': 0.0,
     'fade.duration': '0 epochs',
     'fade.scale': 0.5,
     'model.matmul_dtype': 'float32',

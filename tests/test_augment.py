@@ -39,7 +39,8 @@ def test_values_stay_in_range(digits):
   """Pixels overshoot, or the outside is not background."""
   images = jnp.asarray(digits(4)[0], jnp.float32) / 255
   strengths = augment.Strengths(
-      rotation=45, zoom=0.4, shear=0.5, translation=6, elastic=3, thickness=1, cutout=4
+      rotation=45, zoom=0.4, shear=0.5, translation=6, elastic=3, thickness=1, noise=0.5,
+      cutout=4,
   )
   out = augment.augment(images, _keys(4), strengths)
   assert out.shape == images.shape and out.dtype == images.dtype
@@ -117,6 +118,16 @@ def test_thickness_goes_both_ways(digits):
   assert float(out[:, :9].max()) == 0 and 0.9 < float(out[:, 9, 13].max()) < 1
 
 
+def test_noise_is_of_its_strength():
+  """All images are equally noisy, or twice as much as they should be; or it has a bias."""
+  images = jnp.full((200, 28, 28, 1), 0.5)
+  out = np.asarray(augment.augment(images, _keys(200), augment.Strengths(noise=0.1)))
+  deviations = out.std(axis=(1, 2, 3))
+  assert deviations.min() < 0.01 and 0.09 < deviations.max() < 0.11
+  assert deviations.mean() == pytest.approx(0.05, abs=0.01)
+  assert out.mean() == pytest.approx(0.5, abs=0.001)
+
+
 def test_cutout_is_a_square_of_its_side():
   """The side is a radius, or the square is not black or never at the border."""
   images = jnp.ones((200, 28, 28, 1))
@@ -144,7 +155,7 @@ def test_each_change_has_draws_of_its_own(digits):
 def test_chance_belongs_to_the_example(digits):
   """An example's change depends on the batch it is in."""
   images = jnp.asarray(digits(6)[0], jnp.float32)
-  strengths = augment.Strengths(rotation=20, elastic=1, thickness=0.5, cutout=4)
+  strengths = augment.Strengths(rotation=20, elastic=1, thickness=0.5, noise=0.2, cutout=4)
   out = augment.augment(images, _keys(6), strengths)
   alone = augment.augment(images[4:5], _keys(6)[4:5], strengths)
   np.testing.assert_allclose(out[4:5], alone, atol=1e-3)
@@ -153,8 +164,8 @@ def test_chance_belongs_to_the_example(digits):
 def test_scale_is_a_smaller_strength(digits):
   """The end of training has another strength than it says, or one that is not traced."""
   images = jnp.asarray(digits(3)[0], jnp.float32) / 255
-  whole = augment.Strengths(20, 0.2, 0.2, 2, 1, 0.4, 6)
-  half = augment.Strengths(10, 0.1, 0.1, 1, 0.5, 0.2, 3)
+  whole = augment.Strengths(20, 0.2, 0.2, 2, 1, 0.4, 0.2, 6)
+  half = augment.Strengths(10, 0.1, 0.1, 1, 0.5, 0.2, 0.1, 3)
   scaled = jax.jit(
       lambda scale: augment.augment(images, _keys(3), whole, scale)
   )(0.5)
