@@ -12,7 +12,9 @@ from configs import default
 def get_config():
   config = default.get_config()
   config.duration = '27 epochs'
-  config.augment.elastic = 1.0
-  config.augment.thickness = 0.3
+  config.model.conv_dropout_rates = (0.4, 0.4)
+  config.augment.elastic = 0.7
+  config.augment.thickness = 0.5
+  config.augment.noise = 0.15
   config.fade.duration = '3 epochs'
   return config
