@@ -13,8 +13,8 @@ def get_config():
   config = default.get_config()
   config.duration = '27 epochs'
   config.model.conv_dropout_rates = (0.4, 0.4)
-  config.augment.elastic = 0.7
+  config.augment.elastic = 0.5
   config.augment.thickness = 0.5
-  config.augment.noise = 0.15
+  config.augment.noise = 0.1
   config.fade.duration = '3 epochs'
   return config
