@@ -39,7 +39,12 @@ ABLATIONS = {
     'no_conv_dropout': {'model.conv_dropout_rates': (0.0, 0.0)},
     'constant_rate': {'optim.schedule': 'constant'},
     # The card's own: none of the above but dropout, which it names.
-    'plain': {**_NO_AUGMENTATION, 'optim.schedule': 'constant', 'optim.warmup': '0 steps'},
+    'plain': {
+        **_NO_AUGMENTATION,
+        'model.conv_dropout_rates': (0.25, 0.25),
+        'optim.schedule': 'constant',
+        'optim.warmup': '0 steps',
+    },
     # Parts that it might have had.
     'cosine': {'optim.schedule': 'cosine'},
     'plateau': {'optim.schedule': 'plateau'},

@@ -10,7 +10,7 @@ from jax.scipy import ndimage
 _CONTROL_POINTS = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Strengths:
   """How far each random change may go; zero is not at all.
 
@@ -69,7 +69,7 @@ def augment(
   """Changes each image by amounts of its own.
 
   Args:
-    images: [N, H, W, C], float, with 0 as background.
+    images: [N, H, W, C], float in [0, 1], with 0 as background.
     keys: [N] typed keys, one an example.
     strengths: how far each change may go.
     scale: [] what all of them are multiplied by; may be traced.

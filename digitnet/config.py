@@ -174,7 +174,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def validate_network(config: ml_collections.ConfigDict) -> None:
-  """Checks what a trained network is used by: runs of an older digitnet have that.
+  """Checks what a trained network is used by: of a `complete` config, however old.
 
   Raises:
     UserError: as `validate`.
@@ -267,14 +267,14 @@ FIXED = frozenset({
 
 
 def complete(config: ml_collections.ConfigDict) -> None:
-  """Adds the knobs that runs of an older digitnet lack, as they meant them."""
+  """Adds the knobs that runs of an older digitnet lack, with what those runs did."""
   for name, value in _AS_BEFORE.items():
     *groups, last = name.split('.')
     group = config
-    for name in groups:
-      if name not in group:
-        group[name] = ml_collections.ConfigDict()
-      group = group[name]
+    for part in groups:
+      if part not in group:
+        group[part] = ml_collections.ConfigDict()
+      group = group[part]
     if last not in group:
       group[last] = value
 

@@ -19,8 +19,7 @@ from digitnet import rng
 IMAGE_SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
 
-# From the narrow to the wide.
-_WIDTHS = ('bfloat16', 'float32')
+_NARROW_TO_WIDE = ('bfloat16', 'float32')
 
 
 class Conv(nn.Module):
@@ -151,7 +150,7 @@ class DigitNet(nn.Module):
   @property
   def operand_dtype(self) -> str:
     """The narrower of `dtype` and `matmul_dtype`."""
-    return min(self.dtype, self.matmul_dtype, key=_WIDTHS.index)
+    return min(self.dtype, self.matmul_dtype, key=_NARROW_TO_WIDE.index)
 
   @nn.compact
   def __call__(
@@ -211,10 +210,10 @@ def init_params(model: DigitNet, key: jax.Array) -> dict:
   return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))['params']
 
 
-def round_kernels(model: DigitNet, params: dict) -> dict:
+def cast_kernels(model: DigitNet, params: dict) -> dict:
   """The parameters with the kernels as products take them: for inference.
 
-  The network computes the same with them, and need not round them each time.
+  The network computes the same with them, and need not cast them each time.
   """
   return {
       layer: {**arrays, 'kernel': arrays['kernel'].astype(model.operand_dtype)}

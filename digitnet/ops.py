@@ -1,12 +1,14 @@
 """Convolution, dense product and max-pool whose gradients are fast on every backend.
 
 On CPU, `products.py` computes what XLA is slow at there: kernel gradients, and all
-products of bfloat16 numbers. Other backends keep XLA's own. The choice is made when the
-program is lowered, so one exported program holds both.
+products of bfloat16 numbers. Other backends keep XLA's own convolutions. The choice is
+made when the program is lowered, so one exported program holds both; in bfloat16 it is
+one of a fixed batch.
 
-`matmul_dtype` is that which the operands of a product are rounded to, in the backward
-pass as well; its sums are in float32 at least. Gradients come back in the dtypes of
-what they belong to.
+`matmul_dtype` is that which the operands of a product are brought to, in the backward
+pass as well. Its sums are in float32 at least, and are rounded to bfloat16 where XLA's
+own convolution is asked for that, or gives a gradient by its kernel. Gradients come back
+in the dtypes of what they belong to.
 """
 
 import functools
@@ -22,7 +24,7 @@ _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv2d(
-    images: jax.Array, kernel: jax.Array, matmul_dtype: str = 'float32'
+    images: jax.Array, kernel: jax.Array, matmul_dtype: str
 ) -> jax.Array:
   """Convolution with stride 1 and 'same' padding.
 
@@ -90,7 +92,7 @@ def _convolution(images, kernel, paddings, dtype):
 
 
 def _kernel_grads_by_convolution(images, grads, size):
-  """[K_h, K_w, C_in, C_out], float32 at least: XLA's own gradient."""
+  """[K_h, K_w, C_in, C_out], float32 at least: XLA's own, once of the operands' dtype."""
   shape = (*size, images.shape[-1], grads.shape[-1])
   transpose = jax.linear_transpose(
       lambda kernel: lax.conv_general_dilated(
@@ -103,9 +105,18 @@ def _kernel_grads_by_convolution(images, grads, size):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dense(
-    inputs: jax.Array, kernel: jax.Array, matmul_dtype: str = 'float32'
+    inputs: jax.Array, kernel: jax.Array, matmul_dtype: str
 ) -> jax.Array:
-  """Matrix product: [N, C_in] by [C_in, C_out] is [N, C_out], of the inputs' dtype."""
+  """Matrix product.
+
+  Args:
+    inputs: [N, C_in], float.
+    kernel: [C_in, C_out], float.
+    matmul_dtype: see above.
+
+  Returns:
+    [N, C_out], of the inputs' dtype.
+  """
   return _dense_forward(inputs, kernel, matmul_dtype)[0]
 
 
@@ -124,12 +135,8 @@ def _dense_backward(matmul_dtype, residuals, grads):
       cpu=products.dense_kernel_grads,
       default=lambda inputs, grads: products.matmul(inputs.T, grads),
   )
-  # The kernel not transposed before: XLA on CPU would take it for float32.
-  input_grads = lax.dot_general(
-      operand,
-      kernel.astype(matmul_dtype),
-      (((1,), (1,)), ((), ())),
-      preferred_element_type=products.sum_dtype(operand),
+  input_grads = products.matmul(
+      operand, kernel.astype(matmul_dtype), transpose_rhs=True
   )
   return input_grads.astype(grads.dtype), kernel_grads.astype(kernel.dtype)
 

@@ -201,17 +201,19 @@ def dots(errors: Mapping[str, Sequence[float]]):
   """
   # A variant of several changes has a line for each.
   labels = [name.replace(' ', '\n') for name in errors]
-  num_lines = sum(label.count('\n') + 1 for label in labels)
+  heights = [label.count('\n') + 1 for label in labels]
+  places = np.cumsum(heights) - np.array(heights) / 2
   with matplotlib.rc_context({**_STYLE, 'axes.grid.axis': 'x'}):
-    figure, ((axis,),) = _subplots(figsize=(8, 1.2 + 0.28 * num_lines))
-    for place, (name, values) in enumerate(errors.items()):
-      colour = BLUE if place else ORANGE
+    figure, ((axis,),) = _subplots(figsize=(8, 1.2 + 0.28 * sum(heights)))
+    for i, (place, values) in enumerate(zip(places, errors.values())):
+      colour = BLUE if i else ORANGE
       axis.plot(values, [place] * len(values), 'o', color=colour, alpha=0.5, ms=5)
       if values:
         axis.plot(np.mean(values), place, '|', color=colour, ms=14, mew=2.5)
-      if not place and values:
+      if not i and values:
         axis.axvline(np.mean(values), color=colour, lw=0.8, ls=':')
-    axis.set_yticks(range(len(errors)), labels)
+    axis.set_yticks(places, labels)
+    axis.set_ylim(0, sum(heights))
     axis.invert_yaxis()
     axis.set_xlabel('wrong, % of validation')
     axis.set_title('each run, and the mean', loc='left')

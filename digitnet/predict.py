@@ -72,10 +72,12 @@ class Predictor:
         ) from None
     self.dataset = progress.dataset
     self.params = params
-    self._rounded_params = model_lib.round_kernels(model, params)
+    self._cast_params = model_lib.cast_kernels(model, params)
     self._workdir = workdir
     self._infer_step = jax.jit(steps.make_infer_step(model))
-    strengths = augment.Strengths(**self.config.augment)
+    # Noise and holes show no other view of a digit.
+    changes = {**self.config.augment, 'noise': 0.0, 'cutout': 0.0}
+    strengths = augment.Strengths(**changes)
     self._infer_view_step = jax.jit(steps.make_infer_step(model, strengths))
     self._saliency_step = jax.jit(steps.make_saliency_step(model))
 
@@ -96,8 +98,8 @@ class Predictor:
     Args:
       images: [N, 28, 28, 1] uint8, white on black; at least one.
       num_views: with more than one (test-time augmentation), the mean over the images
-        as they are and as the run's own augmentation changes them, in the same way
-        for all images.
+        as they are and as the run's own augmentation moves them, in the same way for
+        all images.
 
     Returns:
       [N, 10] float32, rows summing to 1.
@@ -118,7 +120,7 @@ class Predictor:
     Returns:
       [N, 28, 28] float32: above 0 for, below 0 against.
     """
-    return np.asarray(self._saliency_step(self._rounded_params, images))
+    return np.asarray(self._saliency_step(self._cast_params, images))
 
   def _probs_of_view(self, images, view):
     size = min(self.config.eval_batch_size, len(images))
@@ -130,7 +132,7 @@ class Predictor:
       infer_step, keys = self._infer_view_step, (key,)
     logits = [
         np.asarray(
-            infer_step(self._rounded_params, padded[start : start + size], *keys)
+            infer_step(self._cast_params, padded[start : start + size], *keys)
         )
         for start in console.bar(range(0, len(padded), size), 'batch')
     ]

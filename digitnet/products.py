@@ -1,4 +1,4 @@
-"""Convolutions and their kernel gradients as matrix products, for CPU.
+"""Matrix products, and convolutions and kernel gradients made of them for CPU.
 
 There XLA computes the kernel gradient of a convolution far below the speed of a matrix
 product, and slower again inside a loop; and a convolution of bfloat16 numbers it
@@ -14,18 +14,27 @@ from jax import lax
 import jax.numpy as jnp
 
 # Bytes that one turn of a loop reads and makes, and the products that the kernel
-# gradient in float32 is cut into. Measured best on 2 cores among 2 to 16 MiB and 1 to
-# 4 products; see scripts/README.md.
-_CHUNK_BYTES = {'float32': 2**22, 'bfloat16': 2**23}
+# gradient in float32 is cut into. Measured best on 2 cores among 2 to 16 MiB, 1 to 64
+# bfloat16 images, and 1 to 4 products; see scripts/README.md.
+_CHUNK_BYTES = 2**22
+_CHUNK_BYTES_BFLOAT16 = 2**23
 _PARTS = 2
 
 
-def matmul(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-  """[M, K] by [K, N], of one dtype; sums and result are in float32 at least."""
-  if lhs.dtype == jnp.bfloat16 and len(lhs) == 1:
-    # The matrix unit is used from two rows on: 3 ms in place of 27 for dense1.
-    return matmul(jnp.pad(lhs, ((0, 1), (0, 0))), rhs)[:1]
-  return jnp.dot(lhs, rhs, preferred_element_type=sum_dtype(lhs))
+def matmul(lhs: jax.Array, rhs: jax.Array, transpose_rhs: bool = False) -> jax.Array:
+  """[M, K] by [K, N], or by [N, K] transposed: [M, N] in `sum_dtype`.
+
+  XLA on CPU has no such form for an `rhs` that is transposed before, nor for one row:
+  the kernel of 3136 by 8192 then takes 27 ms in place of 3 (scripts/README.md).
+  """
+  if lhs.dtype == jnp.bfloat16 and lhs.shape[0] == 1:
+    return matmul(jnp.pad(lhs, ((0, 1), (0, 0))), rhs, transpose_rhs)[:1]
+  return lax.dot_general(
+      lhs,
+      rhs,
+      (((1,), (1 if transpose_rhs else 0,)), ((), ())),
+      preferred_element_type=sum_dtype(lhs),
+  )
 
 
 def sum_dtype(operand: jax.Array) -> jnp.dtype:
@@ -74,8 +83,9 @@ def convolution(
     out = out.reshape(-1, rows, width, out_rows, channels_out)
     return sum(out[:, i : i + height, :, i] for i in range(out_rows))
 
-  image_bytes = rows * width * (lhs_side * images.dtype.itemsize + rhs_side * 4)
-  chunk = _chunk_size(images, image_bytes)
+  pixel_bytes = lhs_side * images.dtype.itemsize
+  pixel_bytes += rhs_side * sum_dtype(images).itemsize
+  chunk = _chunk_size(images, rows * width * pixel_bytes)
   out = lax.map(convolve, _pad_to_chunks(images, chunk))
   return out.reshape(-1, height, width, channels_out)[: len(images)]
 
@@ -160,6 +170,7 @@ def _product_over_pixels(images, rhs, size, parts):
       lhs.reshape(parts, -1, lhs.shape[-1]),
       rhs.reshape(parts, -1, rhs.shape[-1]),
       (((1,), (1,)), ((0,), (0,))),
+      preferred_element_type=sum_dtype(lhs),
   )
 
 
@@ -201,9 +212,10 @@ def _as_laid_out(x):
 
 def _chunk_size(images, image_bytes):
   """A power of two, of which most batches are a multiple; at most all images."""
-  chunk_bytes = _CHUNK_BYTES['bfloat16' if images.dtype == jnp.bfloat16 else 'float32']
+  is_bfloat16 = images.dtype == jnp.bfloat16
+  chunk_bytes = _CHUNK_BYTES_BFLOAT16 if is_bfloat16 else _CHUNK_BYTES
   chunk = 2 ** int(math.log2(max(1, chunk_bytes // image_bytes)))
-  return min(len(images), chunk)
+  return max(1, min(len(images), chunk))
 
 
 def _pad_to_chunks(x, chunk):

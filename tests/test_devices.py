@@ -30,7 +30,7 @@ import jax, numpy as np
 from digitnet import model, parallel, steps
 from digitnet.data.corpus import Split
 from digitnet.evaluate import evaluate
-net = model.DigitNet(((2,),), (3,), (0.5,), (4,), (0.5,), 'float32', 'float32')
+net = model.DigitNet(((2,),), (3,), (0.5,), (4,), (0.5,), 'float32', 'float32', 'float32')
 params = model.init_params(net, jax.random.key(0))
 images = np.random.default_rng(0).integers(0, 256, (4200, 28, 28, 1), np.uint8)
 labels = (np.arange(4200) % 10).astype(np.int32)

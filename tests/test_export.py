@@ -37,7 +37,9 @@ _OTHERS = {
         conv_features=((2,), (3,), (4,)), kernel_sizes=(3, 3, 2), conv_dropout_rates=(0,) * 3
     ),
     'no hidden dense layer': dict(dense_features=(), dense_dropout_rates=()),
-    'bfloat16': dict(dtype='bfloat16', param_dtype='bfloat16'),
+    'bfloat16': dict(
+        dtype='bfloat16', matmul_dtype='bfloat16', param_dtype='bfloat16'
+    ),
 }
 
 

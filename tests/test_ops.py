@@ -1,5 +1,7 @@
 """The hand-written gradients against float64 ones that XLA derives."""
 
+import re
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -52,7 +54,8 @@ def test_conv2d_and_its_gradients_are_exact(
       rng.normal(size=(*kernel, channels_in, channels_out)),
   )
   cotangent = rng.normal(size=(batch, *size, channels_out))
-  ours = _gradients(ops.conv2d, arrays, cotangent, jnp.float32)
+  convolution = lambda images, kernel: ops.conv2d(images, kernel, 'float32')
+  ours = _gradients(convolution, arrays, cotangent, jnp.float32)
   with jax.enable_x64(True):
     exact = _gradients(_reference, arrays, cotangent, jnp.float64)
   for name, value, right in zip(('out', 'images', 'kernel'), ours, exact):
@@ -102,6 +105,43 @@ def test_dense_and_its_gradients_are_exact(batch, inputs, outputs, matmul_dtype)
     exact = _gradients(jnp.matmul, arrays, cotangent, jnp.float64)
   for name, value, right in zip(('out', 'inputs', 'kernel'), ours, exact):
     assert _relative_error(value, right) < 1e-5, name
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA on CPU')
+def test_bfloat16_reaches_the_matrix_unit():
+  """XLA takes a product for one of float32, which only its speed would tell."""
+
+  def num_widened(function, *shapes):
+    """Products whose operands the compiled program has converted to float32."""
+    arrays = [jnp.ones(shape, jnp.bfloat16) for shape in shapes]
+    text = jax.jit(function).lower(*arrays).compile().as_text()
+    assert ' dot(' in text
+    types = dict(re.findall(r'(%[\w.]+) = (\w+)\[', text))
+    types |= dict(re.findall(r'(param_[\w.]+): (\w+)\[', text))
+    operands = re.findall(r' dot\((%?[\w.]+), (%?[\w.]+)\)', text)
+    return sum(types[a] == 'f32' or types[b] == 'f32' for a, b in operands)
+
+  # Where even a plain one is widened there is nothing to reach.
+  expected = num_widened(products.matmul, (64, 96), (96, 64))
+  images, grads, kernel = (8, 14, 14, 32), (8, 14, 14, 64), (3, 3, 32, 64)
+  convolution = lambda x, k: products.convolution(x, k, ((1, 1), (1, 1)))
+  assert num_widened(convolution, images, kernel) == expected
+  kernel_grads = lambda x, g: products.kernel_grads(x, g, (3, 3))
+  assert num_widened(kernel_grads, images, grads) == expected
+  assert num_widened(products.dense_kernel_grads, (64, 96), (64, 32)) == expected
+  for batch in (1, 64):
+    grads = jax.grad(lambda x, k: ops.dense(x, k, 'bfloat16').sum(), (0, 1))
+    assert num_widened(grads, (batch, 96), (96, 32)) <= 3 * expected
+
+
+def test_no_images_are_no_fault():
+  """A batch of none ends in a division by zero."""
+  kernel = jnp.ones((3, 3, 2, 5))
+  for dtype in ('float32', 'bfloat16'):
+    loss = lambda images, kernel: ops.conv2d(images, kernel, dtype).sum()
+    grads = jax.grad(loss, (0, 1))(jnp.zeros((0, 4, 4, 2)), kernel)
+    assert grads[0].shape == (0, 4, 4, 2)
+    assert not grads[1].any()
 
 
 def _rounded(array):

@@ -159,3 +159,13 @@ def test_curves_of_few_or_perfect_points_are_drawn(tmp_path):
   ]  # fmt: skip
   for some in ([], lines[:1], lines):
     pictures.save(pictures.curves({'run': some}), tmp_path / 'curves.png')
+
+
+def test_variants_of_many_changes_have_room(tmp_path):
+  """Labels run into each other, or the first variant is not at the top."""
+  figure = pictures.dots({'baseline': [1.5, 1.6], 'a=1 b=2 c=3': [1.4], 'failed': []})
+  (axis,) = figure.axes
+  assert list(axis.get_yticks()) == [0.5, 2.5, 4.5]
+  assert axis.get_ylim() == (5, 0)
+  assert [label.get_text() for label in axis.get_yticklabels()][1] == 'a=1\nb=2\nc=3'
+  pictures.save(figure, tmp_path / 'dots.png')

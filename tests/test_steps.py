@@ -15,14 +15,18 @@ from digitnet import parallel
 from digitnet import steps
 
 NO_CHANGE = augment.Strengths()
-CHANGE = augment.Strengths(20, 0.1, 0.1, 2, 0.5, 0.2, 2)
+CHANGE = augment.Strengths(
+    rotation=20, zoom=0.1, shear=0.1, translation=2, elastic=0.5, thickness=0.2,
+    noise=0.1, cutout=2,
+)  # fmt: skip
 
 
 @pytest.fixture
 def net():
   def build(rate=0.0):
     return model_lib.DigitNet(
-        ((3,), (4,)), (3, 3), (rate, rate), (8,), (rate,), 'float32', 'float32'
+        ((3,), (4,)), (3, 3), (rate, rate), (8,), (rate,), dtype='float32',
+      matmul_dtype='float32', param_dtype='float32',
     )
 
   return build
@@ -239,7 +243,8 @@ def test_gradients_that_are_not_finite_change_no_parameter(net, digits):
 def test_nothing_large_is_copied_on_one_device(digits):
   """An update that copies each array, as XLA does unless all is laid out for it."""
   net = model_lib.DigitNet(
-      ((8,),), (3,), (0.25,), (256,), (0.5,), 'float32', 'float32'
+      ((8,),), (3,), (0.25,), (256,), (0.5,), dtype='float32',
+      matmul_dtype='float32', param_dtype='float32',
   )
   schedule = optim.make_schedule('constant', 0.01, 10, 0)
   optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)

@@ -78,7 +78,7 @@ class Digitnet:
 
   def inferrer(self, images):
     params = parallel.first(self._state.params)
-    params = model_lib.round_kernels(self._model, params)
+    params = model_lib.cast_kernels(self._model, params)
 
     def infer():
       logits = np.asarray(self._infer_step(params, images))
