@@ -24,8 +24,9 @@ _PARTS = 2
 def matmul(lhs: jax.Array, rhs: jax.Array, transpose_rhs: bool = False) -> jax.Array:
   """[M, K] by [K, N], or by [N, K] transposed: [M, N] in `sum_dtype`.
 
-  XLA on CPU has no such form for an `rhs` that is transposed before, nor for one row:
-  the kernel of 3136 by 8192 then takes 27 ms in place of 3 (scripts/README.md).
+  In bfloat16, XLA on CPU takes the product for one of float32 if `rhs` is transposed
+  beforehand, or if there is one row: by a kernel of 3136 by 8192 that row takes 27 ms, and
+  two take 3 (scripts/README.md).
   """
   if lhs.dtype == jnp.bfloat16 and lhs.shape[0] == 1:
     return matmul(jnp.pad(lhs, ((0, 1), (0, 0))), rhs, transpose_rhs)[:1]
