@@ -14,7 +14,8 @@ _CONTROL_POINTS = 4
 class Strengths:
   """How far each random change may go; zero is not at all.
 
-  All but `elastic`, `noise` and `cutout` are drawn evenly between minus and plus their value.
+  All but `elastic`, `noise` and `cutout` are drawn evenly between minus and plus their
+  value.
 
   Attributes:
     rotation: degrees.

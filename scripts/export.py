@@ -9,8 +9,8 @@ size), keras (Keras 3). Each file is read again by its own runtime and compared 
 network on 1,000 images of the run's test split (of validation, where test was not scored),
 and gets its name only if it agrees: the same digits, probabilities within 1e-5; or, with 8
 bits, under 0.1 points of accuracy lost on the whole split. A model card, README.md, lies
-beside them. A network trained in bfloat16, or with products in it, is exported, and compared, in float32. All but
-stablehlo need `pip install -e '.[export]'`.
+beside them. A network trained in bfloat16, or with products in it, is exported, and
+compared, in float32. All but stablehlo need `pip install -e '.[export]'`.
 """
 
 import argparse
