@@ -17,6 +17,7 @@ Left in --output: the workdir of each run, and ablations.md, .csv and .png.
 import argparse
 import concurrent.futures
 import csv
+import os
 import pathlib
 import statistics
 import subprocess
@@ -155,6 +156,8 @@ def _run(variant, repeat, args):
             *_config_flags(variant, repeat, args),
         ],
         stdout=log, stderr=subprocess.PIPE, text=True, check=False,
+        # Several runs share a GPU, of which the first would take most of the memory.
+        env={'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **os.environ},
     )  # fmt: skip
   last = (process.stderr.strip().splitlines() or ['no word'])[-1]
   if process.returncode == 0:
