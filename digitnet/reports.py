@@ -29,7 +29,7 @@ class Reports:
 
   def add(self, step: int, report: StepReport) -> None:
     """Takes the report, perhaps not ready yet, of update number `step`."""
-    self._waiting.append((step, report))
+    self._waiting.append((step, parallel.start_to_host(report)))
     if len(self._waiting) > _STEPS_AHEAD:
       self._settle_one()
 
@@ -43,8 +43,8 @@ class Reports:
       self._settle_one()
 
   def _settle_one(self):
-    step, report = self._waiting.popleft()
-    report = parallel.to_host(report)
+    step, wait = self._waiting.popleft()
+    report = wait()
     check_finite(
         step, {'loss': report.metrics.loss, 'grad_norm': report.grad_norm}
     )

@@ -143,19 +143,22 @@ def test_not_finite(runs, assert_ends_as_unbroken, tmp_path, what):
   # One report of one step says nan, as a bit that flips in memory would have it.
   fault = f"""
 from digitnet import parallel
-original = parallel.to_host
+original = parallel.start_to_host
 count = 0
-def to_host(tree):
-  global count
-  tree = original(tree)
-  if type(tree).__name__ == 'StepReport':
-    count += 1
-    if count == 18:
-      nan = tree.grad_norm * float('nan')
-      tree = (tree.replace(grad_norm=nan) if {what!r} == 'grad_norm'
-              else tree.replace(metrics=tree.metrics.replace(loss=nan)))
-  return tree
-parallel.to_host = to_host
+def start_to_host(tree):
+  wait = original(tree)
+  def strike():
+    global count
+    tree = wait()
+    if type(tree).__name__ == 'StepReport':
+      count += 1
+      if count == 18:
+        nan = tree.grad_norm * float('nan')
+        tree = (tree.replace(grad_norm=nan) if {what!r} == 'grad_norm'
+                else tree.replace(metrics=tree.metrics.replace(loss=nan)))
+    return tree
+  return strike
+parallel.start_to_host = start_to_host
 """
   process = runs.start(tmp_path, fault)
   assert process.returncode == 1
