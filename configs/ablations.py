@@ -30,7 +30,7 @@ ABLATIONS = {
     'no_elastic': {'augment.elastic': 0.0},
     'no_thickness': {'augment.thickness': 0.0},
     'no_noise': {'augment.noise': 0.0},
-    'no_fade': {'fade.duration': '0 epochs'},
+    'no_weight_decay': {'optim.weight_decay': 0.0},
     'no_augmentation': _NO_AUGMENTATION,
     'no_dropout': {
         'model.conv_dropout_rates': (0.0, 0.0),
@@ -41,16 +41,19 @@ ABLATIONS = {
     # The card's own: none of the above but dropout, which it names.
     'plain': {
         **_NO_AUGMENTATION,
+        'batch_size': 128,
         'model.conv_dropout_rates': (0.25, 0.25),
+        'optim.learning_rate': 1e-3,
         'optim.schedule': 'constant',
         'optim.warmup': '0 steps',
+        'optim.weight_decay': 0.0,
     },
     # Parts that it might have had.
     'cosine': {'optim.schedule': 'cosine'},
-    'plateau': {'optim.schedule': 'plateau'},
+    'plateau': {'optim.schedule': 'plateau', 'eval_every': '3 epochs'},
     'cutout': {'augment.cutout': 8.0},
-    'weight_decay': {'optim.weight_decay': 0.01},
-    'label_smoothing': {'optim.label_smoothing': 0.05},
+    'fade': {'fade.duration': '8 epochs'},
+    'label_smoothing': {'optim.label_smoothing': 0.1},
     'average': {'optim.average_decay': 0.999},
     'clipping': {'optim.clip_norm': 1.0},
     # Other networks and arithmetic.

@@ -11,10 +11,16 @@ from configs import default
 
 def get_config():
   config = default.get_config()
-  config.duration = '27 epochs'
+  config.duration = '75 epochs'
+  config.batch_size = 256
   config.model.conv_dropout_rates = (0.4, 0.4)
   config.augment.elastic = 0.5
   config.augment.thickness = 0.5
   config.augment.noise = 0.1
-  config.fade.duration = '3 epochs'
+  config.optim.learning_rate = 5e-4
+  config.optim.rate_scaling = 'sqrt'
+  config.optim.warmup = '5.625 epochs'
+  config.optim.weight_decay = 0.05
+  # More often would choose the luckiest among equals, and a GPU would wait for each.
+  config.eval_every = '18.75 epochs'
   return config
