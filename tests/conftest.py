@@ -121,11 +121,14 @@ def run_python():
 
 @pytest.fixture
 def on_devices(run_python):
-  """Runs Python code on a number of virtual devices; returns what it printed."""
+  """Runs Python code on a number of virtual CPU devices; returns what it printed."""
 
   def run(num_devices, code):
-    flags = f'--xla_force_host_platform_device_count={num_devices}'
-    return run_python('-c', code, env={'XLA_FLAGS': flags}, check=True).stdout
+    env = {
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={num_devices}',
+    }
+    return run_python('-c', code, env=env, check=True).stdout
 
   return run
 
