@@ -1,8 +1,9 @@
-"""The card on MNIST in a quarter of an hour on two cores.
+"""The card on MNIST to 99.5 % in a quarter of an hour on two cores.
 
-    python main.py --config=configs/speedrun.py
+    python main.py --config=configs/speedrun.py --config.model.matmul_dtype=bfloat16
 
-The default recipe in fewer passes. Results: see the table in README.md.
+That is on a CPU with AMX; a GPU is quickest with --config.model.dtype=bfloat16. Results:
+see the table in README.md.
 """
 
 from configs import default
@@ -10,6 +11,11 @@ from configs import default
 
 def get_config():
   config = default.get_config()
-  config.duration = '8 epochs'
-  config.checkpoint_every = '4 epochs'
+  config.duration = '16 epochs'
+  # Twice the images an update take 1.6 times as long.
+  config.batch_size = 256
+  config.optim.rate_scaling = 'sqrt'
+  config.optim.weight_decay = 0.05
+  config.eval_every = '2 epochs'
+  config.checkpoint_every = '8 epochs'
   return config
