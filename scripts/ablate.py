@@ -3,7 +3,8 @@
     python scripts/ablate.py --output=runs/ablations
     python scripts/ablate.py --output=runs/mine --repeats=5 \\
         baseline no_dropout 'optim.b2=0.99 optim.eps=1e-7'
-    python scripts/ablate.py --output=runs/short --set duration='3 epochs' no_dropout
+    python scripts/ablate.py --output=runs/short --set duration='3 epochs' \\
+        --set optim.warmup='0.5 epochs' no_dropout
 
 A variant is a name in configs/ablations.py, or changes of its baseline, KEY=VALUE with
 blanks between; without any, all names are run. Each repeat has a seed of its own, and

@@ -12,6 +12,8 @@ import tempfile
 _COMPILED = tempfile.TemporaryDirectory(prefix='digitnet-tests-')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _COMPILED.name)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# Nor does one of them take most of a GPU's memory.
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 # pylint: disable=g-import-not-at-top
 import numpy as np

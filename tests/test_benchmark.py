@@ -41,7 +41,7 @@ def test_another_loss_is_refused(benchmark, monkeypatch, tmp_path):
       self._peer = peer
 
     def ask(self, do, *_):
-      return {} if do == 'versions' else {'digitnet': 2.3, 'linen': 2.301}[self._peer]
+      return {} if do == 'versions' else {'digitnet': 2.3, 'linen': 2.31}[self._peer]
 
     def __enter__(self):
       return self
@@ -51,7 +51,7 @@ def test_another_loss_is_refused(benchmark, monkeypatch, tmp_path):
 
   monkeypatch.setattr(benchmark, 'Worker', Worker)
   args = type('Args', (), {'peers': ['digitnet', 'linen']})
-  with pytest.raises(UserError, match='linen: its loss is 2.301, not 2.3'):
+  with pytest.raises(UserError, match='linen: its loss is 2.31, not 2.3'):
     benchmark.Bench(args, tmp_path, {}).check_losses()
 
 

@@ -49,7 +49,10 @@ def test_batch_that_does_not_divide_names_the_nearest(run_python, tmp_path):
   """The user must guess a batch size that fits the machine."""
   process = run_python(
       'main.py', f'--workdir={tmp_path}', '--config.batch_size=100',
-      env={'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+      env={
+          'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      },
   )
   _assert_one_line(process, 'config.batch_size=100', '8 devices', '96 and 104')
 

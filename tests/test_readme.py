@@ -140,7 +140,7 @@ def test_readme_names_what_is_there():
   for name in re.findall(r'config\.([a-z_.]+)=', README):
     assert name in config_lib.RULES or name == 'py', name
   capitals = set(re.findall(r'\b[A-Z]{5,}\b', README.replace('`.', '')))
-  assert capitals <= {'FOLDER', 'MNIST', 'README', 'SIGTERM', 'DIGITNET'}, capitals
+  assert capitals <= {'FOLDER', 'MNIST', 'README', 'SIGTERM', 'DIGITNET', 'NVIDIA'}, capitals
   for path in re.findall(r'(?:\]\(|src=")([\w/.]+\.png)', README):
     with Image.open(ROOT / path) as picture:
       assert min(picture.size) > 100, path

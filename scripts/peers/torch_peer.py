@@ -1,4 +1,4 @@
-"""The network in PyTorch: channels last, fused Adam, eager, compiled or in CUDA graphs."""
+"""The network in PyTorch: channels last, fused Adam; eager, compiled, in CUDA graphs."""
 
 import contextlib
 

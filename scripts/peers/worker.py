@@ -30,7 +30,9 @@ PEERS = {
     'torch-bf16': ('torch_peer', {'bf16': True}),
     'torch-bf16-compiled': ('torch_peer', {'compile_mode': 'default', 'bf16': True}),
     # With CUDA graphs, on a GPU alone.
-    'torch-bf16-graphs': ('torch_peer', {'compile_mode': 'reduce-overhead', 'bf16': True}),
+    'torch-bf16-graphs': (
+        'torch_peer', {'compile_mode': 'reduce-overhead', 'bf16': True},
+    ),  # fmt: skip
     'keras-tensorflow': ('keras_peer', {'backend': 'tensorflow'}),
     'keras-jax': ('keras_peer', {'backend': 'jax'}),
     'keras-torch': ('keras_peer', {'backend': 'torch'}),

@@ -33,6 +33,7 @@ def cluster(runs):
             f'--coordinator=localhost:{port}', f'--num_processes={len(faults)}',
             f'--process_id={number}', *flags,
         ], env={
+            'JAX_PLATFORMS': 'cpu',
             'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
         })
         for number, fault in enumerate(faults)

@@ -87,7 +87,7 @@ bundled.to_mnist_form = lambda image: np.zeros((28, 28, 1), np.uint8)
 def test_another_device_count_goes_on(killed, unbroken, runs):
   """Row 10. A run cannot move to another machine, or hides that its bits differ."""
   flag = '--xla_force_host_platform_device_count=4'
-  process = runs.start(killed, env={'XLA_FLAGS': flag})
+  process = runs.start(killed, env={'XLA_FLAGS': flag, 'JAX_PLATFORMS': 'cpu'})
   assert process.returncode == 0, process.stderr
   assert 'its bits may differ' in process.stderr
   assert '"count": 4' in process.stderr and '"count": 1' in process.stderr
