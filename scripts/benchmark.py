@@ -7,7 +7,8 @@
 Each peer is the same network with the same weights, loss and Adam, in a process of
 its own; that all have the same loss is checked before anything is timed. They are
 timed by turns, round after round, so that a slow minute of the machine meets all.
-Measures: `train` (a step, at each of --batch_sizes), `infer` (from uint8 images to
+Measures: `train` (a step, at each of --batch_sizes), `stream` (the same where steps follow
+each other and none is waited for, as in training), `infer` (from uint8 images to
 probabilities, at each of --infer_sizes), `start` (from the start of the process to the
 end of its first step, with a cold and a warm compilation cache), `memory` (its peak,
 after steps at the first of --batch_sizes) and `epoch` (needs --data; digitnet alone:
@@ -36,7 +37,8 @@ from digitnet import environment
 from digitnet.errors import UserError
 
 _HERE = pathlib.Path(__file__).parent
-_MEASURES = ('train', 'infer', 'start', 'memory', 'epoch')
+_MEASURES = ('train', 'stream', 'infer', 'start', 'memory', 'epoch')
+_DEFAULT_MEASURES = ('train', 'infer', 'start', 'memory')
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def main() -> None:
       help='names in scripts/peers/worker.py; ratios are to the first',
   )
   parser.add_argument(
-      '--measures', nargs='+', choices=_MEASURES, default=_MEASURES[:-1]
+      '--measures', nargs='+', choices=_MEASURES, default=_DEFAULT_MEASURES
   )
   parser.add_argument('--data', help="folder of MNIST's four files, for `epoch`")
   parser.add_argument('--batch_sizes', nargs='+', type=int, default=[64, 128, 512])
@@ -181,6 +183,13 @@ class Bench:
       rows += self._alternate('train', size, min(16, max(2, 1024 // size)))
     return rows
 
+  def stream(self):
+    """Seconds a training step, of many under way."""
+    rows = []
+    for size in self._args.batch_sizes:
+      rows += self._alternate('stream', size, min(32, max(4, 4096 // size)))
+    return rows
+
   def infer(self):
     """Seconds from uint8 images to probabilities."""
     rows = []
@@ -189,9 +198,9 @@ class Bench:
     return rows
 
   def _alternate(self, do, size, num):
-    """The median of `num` runs, for each peer by turns in each round.
+    """The median of what is timed in a turn, for each peer by turns in each round.
 
-    The first run of a turn is not counted: it fetches memory that the machine has
+    The first time of a turn is not counted: it fetches memory that the machine has
     meanwhile given to others, which training without a break never waits for.
     """
     medians = {}
@@ -285,7 +294,8 @@ class Bench:
 _STEPS_A_PASS = 296
 
 _UNITS = {
-    'train': 's', 'infer': 's', 'start': 's', 'memory': 'GiB', 'epoch': 's', 'loss': ''
+    'train': 's', 'stream': 's', 'infer': 's', 'start': 's', 'memory': 'GiB',
+    'epoch': 's', 'loss': '',
 }  # fmt: skip
 
 
@@ -339,7 +349,8 @@ def _cell(rows, measure, case, peer, reference):
   row, median = found[peer], found[peer]['median']
   first = found.get(reference, row)
   scale, unit, digits = {
-      'train': (1e3, 'ms', 0),
+      'train': (1e3, 'ms', 1),
+      'stream': (1e3, 'ms', 2),
       'infer': (1e3, 'ms', 1),
       'start': (1, 's', 1),
       'memory': (1, 'GiB', 2),
@@ -349,7 +360,7 @@ def _cell(rows, measure, case, peer, reference):
   if len(row['values']) > 1:
     low, high = (f(row['values']) * scale for f in (min, max))
     text += f' ({low:.{digits}f}-{high:.{digits}f})'
-  if measure in ('train', 'infer'):
+  if measure in ('train', 'stream', 'infer'):
     text += f', {case / median:,.0f}/s'
   return text + f", {median / first['median']:.2f}x"
 

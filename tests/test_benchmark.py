@@ -24,10 +24,10 @@ def test_digitnet_beside_plain_linen(run_python):
   process = run_python(
       'scripts/benchmark.py', '--peers', 'digitnet', 'linen', '--repeats=1',
       '--batch_sizes', '2', '--infer_sizes', '3',
-      '--measures', 'train', 'infer', 'memory',
+      '--measures', 'train', 'stream', 'infer', 'memory',
   )
   assert process.returncode == 0, process.stderr
-  for title in ('| train | 2 |', '| infer | 3 |', '| memory | 2 |'):
+  for title in ('| train | 2 |', '| stream | 2 |', '| infer | 3 |', '| memory | 2 |'):
     assert title in process.stdout
   assert process.stdout.count('1.00x') >= 3
 
@@ -65,8 +65,8 @@ def test_ratios_say_how_much_faster_the_first_is(benchmark):
       'machine': 'M', 'date': 'D', 'versions': {}, 'command': 'C', 'rows': rows
   }  # fmt: skip
   table = benchmark.format_tables(report, ['digitnet', 'torch'])
-  assert '| digitnet | 500 ms (400-600), 200/s, 1.00x |' in table
-  assert '| torch | 1000 ms (900-1100), 100/s, 2.00x |' in table
+  assert '| digitnet | 500.0 ms (400.0-600.0), 200/s, 1.00x |' in table
+  assert '| torch | 1000.0 ms (900.0-1100.0), 100/s, 2.00x |' in table
 
 
 def test_a_peer_that_is_not_there_is_named(run_python, tmp_path):

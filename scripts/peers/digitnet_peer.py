@@ -72,9 +72,11 @@ class Digitnet:
       self._state, _ = self._train_step(
           self._state, examples, batch, self._lr_scale
       )
-      jax.block_until_ready(self._state)
 
     return step
+
+  def wait(self):
+    jax.block_until_ready(self._state)
 
   def inferrer(self, images):
     params = parallel.first(self._state.params)

@@ -58,6 +58,9 @@ class Keras:
     labels = self._keras.ops.convert_to_tensor(labels)
     return lambda: float(self._net.train_on_batch(images, labels))
 
+  def wait(self):
+    pass  # A step's loss has been read.
+
   def inferrer(self, images):
     def infer():
       logits = self._net.predict_on_batch(_scale(images))

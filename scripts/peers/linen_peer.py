@@ -73,11 +73,12 @@ class Linen:
     images, labels = jnp.asarray(_scale(images)), jnp.asarray(labels)
 
     def step():
-      self._state = jax.block_until_ready(
-          self._step(self._state, images, labels)
-      )
+      self._state = self._step(self._state, images, labels)
 
     return step
+
+  def wait(self):
+    jax.block_until_ready(self._state)
 
   def inferrer(self, images):
     return lambda: np.asarray(self._infer(self._state[0], _scale(images)))

@@ -77,10 +77,12 @@ class Torch:
         loss = nn.functional.cross_entropy(self._net(images), labels)
       loss.backward()
       self._optimizer.step()
-      if _DEVICE == 'cuda':
-        torch.cuda.synchronize()
 
     return step
+
+  def wait(self):
+    if _DEVICE == 'cuda':
+      torch.cuda.synchronize()
 
   def inferrer(self, images):
     self._net.eval()

@@ -6,8 +6,9 @@ NAME is one of `PEERS`; FOLDER holds `weights.npz` and `batch.npz`, which
 scripts/benchmark.py writes. Commands and answers are JSON, one a line.
 
 A peer has `versions`, `loss(images, labels)`, `trainer(images, labels)`, which gives
-a call that does one training step, and `inferrer(images)`, one that finds their
-probabilities; images are uint8, [N, 28, 28, 1], labels int32.
+a call that starts one training step, `wait()` for those that were started, and
+`inferrer(images)`, a call that finds their probabilities; images are uint8,
+[N, 28, 28, 1], labels int32.
 """
 
 import importlib
@@ -57,7 +58,12 @@ def main() -> None:
     command = json.loads(line)
     size, num = command['batch_size'], command['num']
     if command['do'] == 'train':
-      answer(time_calls(peer.trainer(images[:size], labels[:size]), num))
+      step = peer.trainer(images[:size], labels[:size])
+      answer(time_calls(lambda: (step(), peer.wait()), num))
+    elif command['do'] == 'stream':
+      step = peer.trainer(images[:size], labels[:size])
+      totals = time_calls(lambda: ([step() for _ in range(num)], peer.wait()), 2)
+      answer([total / num for total in totals])
     elif command['do'] == 'infer':
       answer(time_calls(peer.inferrer(images[:size]), num))
     elif command['do'] == 'loss':
