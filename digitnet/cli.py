@@ -37,6 +37,7 @@ def run(main: Callable[[], None]) -> int:
     logging.getLogger(name).setLevel(logging.CRITICAL)
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, _stop)
+    sys.unraisablehook = _send_again
   try:
     main()
     sys.stdout.flush()
@@ -150,6 +151,19 @@ def leave(code: int) -> None:
 def _stop(signum, frame):
   del frame
   raise Stopped(signum, 'terminated')
+
+
+def _send_again(unraisable):
+  """For a signal that came where Python drops what is raised: collecting garbage, say."""
+  error = unraisable.exc_value
+  if not isinstance(error, (Stopped, KeyboardInterrupt)):
+    sys.__unraisablehook__(unraisable)
+    return
+  signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
+  # Not at once, which would be in the same place.
+  again = threading.Timer(0.01, os.kill, (os.getpid(), signum))
+  again.daemon = True
+  again.start()
 
 
 def _fail(message, code):

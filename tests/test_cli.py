@@ -40,3 +40,28 @@ def test_faults_of_ours_keep_their_traceback(capsys):
 
   assert cli.run(main) == 1
   assert 'raise ZeroDivisionError' in capsys.readouterr().err
+
+
+def test_a_signal_in_a_collection_of_garbage_is_not_lost(run_python):
+  """SIGTERM comes while Python drops exceptions, and the run goes on as if none had."""
+  code = """
+import gc, os, signal, sys, time
+from digitnet import cli
+
+def strike(phase, info):
+  if phase == 'start' and not struck:
+    struck.append(True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def main():
+  gc.callbacks.append(strike)
+  gc.collect()
+  print('dropped', flush=True)
+  time.sleep(30)
+
+struck = []
+sys.exit(cli.run(main))
+"""
+  process = run_python('-c', code)
+  assert (process.returncode, process.stdout) == (143, 'dropped\n')
+  assert process.stderr == 'digitnet: terminated\n'
