@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from digitnet import onednn
 from digitnet import ops
 from digitnet import rng
 
@@ -30,6 +31,7 @@ class Conv(nn.Module):
   dtype: str
   matmul_dtype: str
   param_dtype: str
+  by_onednn: bool
 
   @nn.compact
   def __call__(self, x):
@@ -40,7 +42,10 @@ class Conv(nn.Module):
     bias = self.param(
         'bias', nn.initializers.zeros, (self.features,), self.param_dtype
     )
-    x = ops.conv2d(x.astype(self.dtype), kernel, self.matmul_dtype)
+    x = x.astype(self.dtype)
+    if self.by_onednn:
+      return onednn.conv_relu(x, kernel, bias, self.matmul_dtype)
+    x = ops.conv2d(x, kernel, self.matmul_dtype)
     return nn.relu(x + bias.astype(self.dtype))
 
   def label(self):
@@ -103,19 +108,24 @@ class Dense(nn.Module):
   dtype: str
   matmul_dtype: str
   param_dtype: str
+  by_onednn: bool
 
   @nn.compact
   def __call__(self, x):
+    shape = (x.shape[-1], self.features)
     kernel = self.param(
         'kernel',
         nn.initializers.glorot_uniform(),
-        (x.shape[-1], self.features),
+        shape[::-1] if self.by_onednn else shape,
         self.param_dtype,
     )
     bias = self.param(
         'bias', nn.initializers.zeros, (self.features,), self.param_dtype
     )
-    x = ops.dense(x.astype(self.dtype), kernel, self.matmul_dtype)
+    x = x.astype(self.dtype)
+    if self.by_onednn:
+      return onednn.dense(x, kernel, bias, self.relu, self.matmul_dtype)
+    x = ops.dense(x, kernel, self.matmul_dtype)
     x = x + bias.astype(self.dtype)
     return nn.relu(x) if self.relu else x
 
@@ -136,6 +146,7 @@ class DigitNet(nn.Module):
     matmul_dtype: that the operands of convolutions and products are rounded to, where
       it is the narrower; their sums are in float32.
     param_dtype: of the parameters.
+    by_onednn: for inference: the layers are in oneDNN's form, dense kernels transposed.
   """
 
   conv_features: Sequence[Sequence[int]]
@@ -146,6 +157,7 @@ class DigitNet(nn.Module):
   dtype: str
   matmul_dtype: str
   param_dtype: str
+  by_onednn: bool = False
 
   @property
   def operand_dtype(self) -> str:
@@ -170,6 +182,7 @@ class DigitNet(nn.Module):
         dtype=self.dtype,
         matmul_dtype=self.operand_dtype,
         param_dtype=self.param_dtype,
+        by_onednn=self.by_onednn,
     )
     num_convs = num_dropouts = 0
     x = images
@@ -210,13 +223,23 @@ def init_params(model: DigitNet, key: jax.Array) -> dict:
   return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))['params']
 
 
-def cast_kernels(model: DigitNet, params: dict) -> dict:
-  """The parameters with the kernels as products take them: for inference.
+def inference_params(model: DigitNet, params: dict) -> dict:
+  """The parameters with the kernels as the model's products take them.
 
   The network computes the same with them, and need not cast them each time.
+
+  Args:
+    model: that will be applied to them.
+    params: as they were trained.
   """
+
+  def as_taken(kernel):
+    if model.by_onednn and kernel.ndim == 2:
+      kernel = kernel.T
+    return kernel.astype(model.operand_dtype)
+
   return {
-      layer: {**arrays, 'kernel': arrays['kernel'].astype(model.operand_dtype)}
+      layer: {**arrays, 'kernel': as_taken(arrays['kernel'])}
       for layer, arrays in params.items()
   }
 

@@ -12,6 +12,7 @@ from digitnet import augment
 from digitnet import config as config_lib
 from digitnet import console
 from digitnet import model as model_lib
+from digitnet import onednn
 from digitnet import rng
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
@@ -72,14 +73,19 @@ class Predictor:
         ) from None
     self.dataset = progress.dataset
     self.params = params
-    self._cast_params = model_lib.cast_kernels(model, params)
     self._workdir = workdir
-    self._infer_step = jax.jit(steps.make_infer_step(model))
+    self._cast_params = model_lib.inference_params(model, params)
+    self._saliency_step = jax.jit(steps.make_saliency_step(model))
+    # Which a gradient, of one image at least, does not gain by.
+    jit = jax.jit
+    if onednn.is_available():
+      model, jit = model.clone(by_onednn=True), onednn.jit
+    self._infer_params = model_lib.inference_params(model, params)
+    self._infer_step = jit(steps.make_infer_step(model))
     # Noise and holes show no other view of a digit.
     changes = {**self.config.augment, 'noise': 0.0, 'cutout': 0.0}
     strengths = augment.Strengths(**changes)
-    self._infer_view_step = jax.jit(steps.make_infer_step(model, strengths))
-    self._saliency_step = jax.jit(steps.make_saliency_step(model))
+    self._infer_view_step = jit(steps.make_infer_step(model, strengths))
 
   def check_dataset(self, dataset: Dataset) -> None:
     """Raises UserError if the data are not those the network was trained on."""
@@ -132,7 +138,7 @@ class Predictor:
       infer_step, keys = self._infer_view_step, (key,)
     logits = [
         np.asarray(
-            infer_step(self._cast_params, padded[start : start + size], *keys)
+            infer_step(self._infer_params, padded[start : start + size], *keys)
         )
         for start in console.bar(range(0, len(padded), size), 'batch')
     ]

@@ -1,0 +1,148 @@
+"""Inference by oneDNN computes what the network computes."""
+
+import platform
+import sys
+
+import flax.linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from digitnet import model as model_lib
+from digitnet import onednn
+from digitnet import steps
+from digitnet.model import DigitNet
+
+# Where it is not available its form of the network must still be right.
+_jit = onednn.jit if onednn.is_available() else jax.jit
+
+
+def _kernel_sizes(*sizes):
+  return {'model.kernel_sizes': sizes}
+
+
+
+
+@pytest.mark.parametrize('num', [1, 2, 33])
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        {},
+        {'model.kernel_sizes': (4, 2)},
+        {'model.kernel_sizes': (1, 6)},
+        {'model.conv_features': ((1, 3), (5, 16))},
+        {'model.dense_features': (7, 1), 'model.dense_dropout_rates': (0.5, 0.5)},
+    ],
+    ids=['odd kernels', 'even kernels', 'mixed kernels', 'odd channels', 'narrow dense'],
+)
+def test_logits_are_those_of_float64(tiny_config, digits, overrides, num):
+  """oneDNN pads an even kernel on the other side, or a kernel is not turned."""
+  net, params = _network(tiny_config(overrides))
+  images, _ = digits(num)
+  with jax.enable_x64(True):
+    want = _in_float64(net, params, images)
+  got = _infer(net.clone(by_onednn=True), params, images)
+  assert got.dtype == np.float32
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    'dtypes',
+    [{'model.dtype': 'bfloat16'}, {'model.matmul_dtype': 'bfloat16'}],
+    ids=['all in bfloat16', 'products in bfloat16'],
+)
+@pytest.mark.parametrize('num', [1, 33])
+def test_bfloat16_is_as_near_as_it_can_be(tiny_config, digits, dtypes, num):
+  """Sums are kept in bfloat16 too: eight bits, which a sum of hundreds soon loses."""
+  net, params = _network(tiny_config(dtypes))
+  images, _ = digits(num)
+  with jax.enable_x64(True):
+    want = _in_float64(net, params, images)
+  got = _infer(net.clone(by_onednn=True), params, images)
+  assert got.dtype == np.float32
+  error = np.abs(got - want).max() / np.abs(want).max()
+  assert 1e-5 < error < 2e-2
+
+
+def test_it_is_used_where_it_is_said_to_be():
+  """XLA drops the options in silence, and everything is as slow as before."""
+  is_x86 = (sys.platform, platform.machine()) == ('linux', 'x86_64')
+  on_cpu = jax.default_backend() == 'cpu'
+  expected = is_x86 and on_cpu and jax.__version_info__ >= (0, 11)
+  assert onednn.is_available() == expected
+  if not expected:
+    return
+  net = DigitNet(**default.get_config().model).clone(by_onednn=True)
+  step = jax.jit(steps.make_infer_step(net), compiler_options=onednn.OPTIONS)
+  images = jax.ShapeDtypeStruct((128, 28, 28, 1), np.uint8)
+  with onednn.cache_takes_nothing():
+    program = step.lower(model_lib.abstract_params(net), images).compile().as_text()
+  assert program.count('"__onednn$convolution"') == 4
+  assert program.count('"__onednn$matmul"') >= 2
+  assert program.count('"ops":["BIAS","RELU"]') == 6
+
+
+def test_options_that_a_jaxlib_does_not_know_are_done_without(monkeypatch):
+  """The next jaxlib drops an experimental option, and no image can be read any more."""
+  monkeypatch.setitem(onednn.OPTIONS, 'xla_cpu_no_such_option', True)
+  onednn.is_available.cache_clear()
+  try:
+    assert not onednn.is_available()
+  finally:
+    onednn.is_available.cache_clear()
+
+
+def test_the_compilation_cache_is_left_alone(tmp_path, run_python):
+  """JAX warns at each program that it could not write, or never writes another one."""
+  code = """
+import jax, os
+from digitnet import onednn
+def product(x):
+  return x @ x.T
+def is_kept():
+  return any('product' in name for name in os.listdir({!r}))
+x = jax.numpy.ones((512, 512))
+if onednn.is_available():
+  assert onednn.jit(product)(x).shape == (512, 512)
+assert not is_kept()
+jax.jit(product)(x)
+assert is_kept()
+""".format(str(tmp_path))
+  env = {'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}
+  process = run_python('-W', 'error::UserWarning', '-c', code, env=env, check=True)
+  assert not process.stderr
+
+
+def _network(config):
+  """The network with biases that are seen."""
+  net = DigitNet(**config.model)
+  params = model_lib.init_params(net, jax.random.key(1))
+  return net, jax.tree.map(lambda x: x + 0.01 if x.ndim == 1 else x, params)
+
+
+def _infer(net, params, images):
+  infer_step = _jit(steps.make_infer_step(net))
+  return np.asarray(infer_step(model_lib.inference_params(net, params), images))
+
+
+def _in_float64(net, params, images):
+  """The logits of [N, 28, 28, 1] uint8 images, by stock operations."""
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  layers = iter(params.items())
+  x = jnp.asarray(images, jnp.float64) / 255
+  for block in net.conv_features:
+    for _ in block:
+      _, layer = next(layers)
+      x = lax.conv_general_dilated(
+          x, layer['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
+      x = nn.relu(x + layer['bias'])
+    x = nn.max_pool(x, (2, 2), (2, 2))
+  x = x.reshape(len(x), -1)
+  for name, layer in layers:
+    x = x @ layer['kernel'] + layer['bias']
+    x = x if name == 'logits' else nn.relu(x)
+  return np.asarray(x)
