@@ -12,7 +12,6 @@ from digitnet import augment
 from digitnet import config as config_lib
 from digitnet import console
 from digitnet import model as model_lib
-from digitnet import onednn
 from digitnet import rng
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
@@ -74,12 +73,10 @@ class Predictor:
     self.dataset = progress.dataset
     self.params = params
     self._workdir = workdir
-    self._cast_params = model_lib.inference_params(model, params)
+    # By XLA: oneDNN makes the gradient by one image slower (scripts/README.md).
+    self._saliency_params = model_lib.inference_params(model, params)
     self._saliency_step = jax.jit(steps.make_saliency_step(model))
-    # Which a gradient, of one image at least, does not gain by.
-    jit = jax.jit
-    if onednn.is_available():
-      model, jit = model.clone(by_onednn=True), onednn.jit
+    model, jit = model_lib.for_inference(model)
     self._infer_params = model_lib.inference_params(model, params)
     self._infer_step = jit(steps.make_infer_step(model))
     # Noise and holes show no other view of a digit.
@@ -99,7 +96,7 @@ class Predictor:
     """The probability of each digit.
 
     Quick for a single image. Each new N up to the config's `eval_batch_size` is
-    compiled first, which takes a second.
+    compiled first, in every process, which takes less than a second.
 
     Args:
       images: [N, 28, 28, 1] uint8, white on black; at least one.
@@ -126,7 +123,7 @@ class Predictor:
     Returns:
       [N, 28, 28] float32: above 0 for, below 0 against.
     """
-    return np.asarray(self._saliency_step(self._cast_params, images))
+    return np.asarray(self._saliency_step(self._saliency_params, images))
 
   def _probs_of_view(self, images, view):
     size = min(self.config.eval_batch_size, len(images))

@@ -1,5 +1,6 @@
 """Inference by oneDNN computes what the network computes."""
 
+import concurrent.futures
 import platform
 import sys
 
@@ -15,15 +16,6 @@ from digitnet import model as model_lib
 from digitnet import onednn
 from digitnet import steps
 from digitnet.model import DigitNet
-
-# Where it is not available its form of the network must still be right.
-_jit = onednn.jit if onednn.is_available() else jax.jit
-
-
-def _kernel_sizes(*sizes):
-  return {'model.kernel_sizes': sizes}
-
-
 
 
 @pytest.mark.parametrize('num', [1, 2, 33])
@@ -55,8 +47,8 @@ def test_logits_are_those_of_float64(tiny_config, digits, overrides, num):
     ids=['all in bfloat16', 'products in bfloat16'],
 )
 @pytest.mark.parametrize('num', [1, 33])
-def test_bfloat16_is_as_near_as_it_can_be(tiny_config, digits, dtypes, num):
-  """Sums are kept in bfloat16 too: eight bits, which a sum of hundreds soon loses."""
+def test_bfloat16_is_rounded_and_no_more(tiny_config, digits, dtypes, num):
+  """Operands stay in float32, or a layer is lost in bfloat16's eight bits."""
   net, params = _network(tiny_config(dtypes))
   images, _ = digits(num)
   with jax.enable_x64(True):
@@ -67,32 +59,84 @@ def test_bfloat16_is_as_near_as_it_can_be(tiny_config, digits, dtypes, num):
   assert 1e-5 < error < 2e-2
 
 
-def test_it_is_used_where_it_is_said_to_be():
+def test_sums_are_not_kept_in_bfloat16():
+  """Small terms are lost in a large sum."""
+  rng = np.random.default_rng(0)
+  inputs, kernel = (
+      np.asarray(jnp.asarray(rng.uniform(size=shape), jnp.bfloat16), np.float64)
+      for shape in ((3, 4096), (8, 4096))
+  )
+  bias = rng.uniform(size=8)
+  layer = _jit('bfloat16')(
+      lambda *args: onednn.dense(*args, relu=False, operand_dtype='bfloat16')
+  )
+  got = layer(*(x.astype(np.float32) for x in (inputs, kernel, bias)))
+  np.testing.assert_allclose(got - bias, inputs @ kernel.T, rtol=2**-8)
+
+
+@pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
+def test_it_is_used_where_it_is_said_to_be(operands):
   """XLA drops the options in silence, and everything is as slow as before."""
   is_x86 = (sys.platform, platform.machine()) == ('linux', 'x86_64')
   on_cpu = jax.default_backend() == 'cpu'
-  expected = is_x86 and on_cpu and jax.__version_info__ >= (0, 11)
-  assert onednn.is_available() == expected
-  if not expected:
+  if operands == 'float32':
+    expected = is_x86 and on_cpu and jax.__version_info__ >= (0, 11)
+    assert onednn.is_available(operands) == expected
+  if not onednn.is_available(operands):
     return
-  net = DigitNet(**default.get_config().model).clone(by_onednn=True)
+  config = default.get_config()
+  config.model.matmul_dtype = operands
+  net = DigitNet(**config.model).clone(by_onednn=True)
   step = jax.jit(steps.make_infer_step(net), compiler_options=onednn.OPTIONS)
   images = jax.ShapeDtypeStruct((128, 28, 28, 1), np.uint8)
+  params = jax.eval_shape(
+      lambda key: model_lib.inference_params(
+          net, model_lib.init_params(net.clone(by_onednn=False), key)
+      ),
+      jax.random.key(0),
+  )
   with onednn.cache_takes_nothing():
-    program = step.lower(model_lib.abstract_params(net), images).compile().as_text()
+    program = step.lower(params, images).compile().as_text()
   assert program.count('"__onednn$convolution"') == 4
   assert program.count('"__onednn$matmul"') >= 2
-  assert program.count('"ops":["BIAS","RELU"]') == 6
+  # Else XLA passes over every pixel once more. In bfloat16 it does where there is a pool.
+  fused = program.count('"ops":["BIAS","RELU"]')
+  assert fused == 6 if operands == 'float32' else fused >= 4
+
+
+@pytest.mark.parametrize('flag', ['amx_bf16', 'avx512_bf16'])
+def test_bfloat16_needs_a_matrix_unit(monkeypatch, flag):
+  """On a processor without one a batch takes minutes."""
+  monkeypatch.setattr(onednn, '_processor_flags', lambda: ['avx512f', flag])
+  expected = onednn.is_available('float32') and flag == 'amx_bf16'
+  assert onednn.is_available('bfloat16') == expected
 
 
 def test_options_that_a_jaxlib_does_not_know_are_done_without(monkeypatch):
   """The next jaxlib drops an experimental option, and no image can be read any more."""
   monkeypatch.setitem(onednn.OPTIONS, 'xla_cpu_no_such_option', True)
-  onednn.is_available.cache_clear()
+  onednn._is_known.cache_clear()
   try:
-    assert not onednn.is_available()
+    assert not onednn.is_available('float32')
   finally:
-    onednn.is_available.cache_clear()
+    onednn._is_known.cache_clear()
+
+
+def test_the_cache_is_as_it_was_after_errors_and_threads():
+  """From then on the process keeps nothing that it compiles."""
+  def read():
+    return jax.config.jax_persistent_cache_min_compile_time_secs
+
+  before = read()
+  with pytest.raises(ZeroDivisionError):
+    _jit('float32')(lambda x: 1 / 0)(1.0)
+  assert read() == before
+  calls = [_jit('float32')(lambda x, i=i: x + i) for i in range(8)]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert [float(x) for x in pool.map(lambda call: call(1.0), calls * 4)] == [
+        1.0 + i for i in range(8)
+    ] * 4
+  assert read() == before
 
 
 def test_the_compilation_cache_is_left_alone(tmp_path, run_python):
@@ -105,7 +149,7 @@ def product(x):
 def is_kept():
   return any('product' in name for name in os.listdir({!r}))
 x = jax.numpy.ones((512, 512))
-if onednn.is_available():
+if onednn.is_available('float32'):
   assert onednn.jit(product)(x).shape == (512, 512)
 assert not is_kept()
 jax.jit(product)(x)
@@ -116,6 +160,11 @@ assert is_kept()
   assert not process.stderr
 
 
+def _jit(operand_dtype):
+  """Where oneDNN is not available its form of the network must still be right."""
+  return onednn.jit if onednn.is_available(operand_dtype) else jax.jit
+
+
 def _network(config):
   """The network with biases that are seen."""
   net = DigitNet(**config.model)
@@ -124,7 +173,7 @@ def _network(config):
 
 
 def _infer(net, params, images):
-  infer_step = _jit(steps.make_infer_step(net))
+  infer_step = _jit(net.operand_dtype)(steps.make_infer_step(net))
   return np.asarray(infer_step(model_lib.inference_params(net, params), images))
 
 

@@ -18,7 +18,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # for configs
 from configs import default
 from digitnet import augment
 from digitnet import model as model_lib
-from digitnet import onednn
 from digitnet import optim
 from digitnet import parallel
 from digitnet import steps
@@ -48,13 +47,10 @@ class Digitnet:
         steps.make_train_step(model, optimizer, schedule, no_change, 0), (0,)
     )
     self._eval_step = parallel.pmap(steps.make_eval_step(model))
-    jit = jax.jit
-    if onednn.is_available():
-      model, jit = model.clone(by_onednn=True), onednn.jit
-    self._infer_step = jit(steps.make_infer_step(model))
+    self._infer_model, jit = model_lib.for_inference(model)
+    self._infer_step = jit(steps.make_infer_step(self._infer_model))
     state = jax.eval_shape(lambda: steps.init_state(params, optimizer))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
-    self._infer_model = model
     self._state = parallel.replicate(state.replace(params=params))
     self._lr_scale = parallel.replicate(np.float32(1))
 

@@ -6,10 +6,12 @@ on a CPU has them frozen, which lays them out anew: the quickest that were found
 
 import contextlib
 import copy
+import functools
 
 import numpy as np
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 
 _DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -90,19 +92,7 @@ class Torch:
       torch.cuda.synchronize()
 
   def inferrer(self, images):
-    net = copy.deepcopy(self._plain_net).eval()
-    dtype = torch.bfloat16 if self._bf16 else torch.float32
-    net = net.to(dtype)
-    layout = torch.channels_last
-    if self._compile_mode and _DEVICE == 'cpu':
-      from torch._inductor import config
-
-      config.freezing = True
-      # Frozen parameters find their own layout, and clash with another one.
-      layout = torch.contiguous_format
-    net = net.to(memory_format=layout)
-    if self._compile_mode:
-      net = torch.compile(net, mode=self._compile_mode)
+    net, dtype, layout = self._for_inference
 
     def infer():
       with torch.no_grad():
@@ -110,6 +100,18 @@ class Torch:
         logits.float().softmax(-1).cpu().numpy()
 
     return infer
+
+  @functools.cached_property
+  def _for_inference(self):
+    dtype = torch.bfloat16 if self._bf16 else torch.float32
+    is_frozen = self._compile_mode and _DEVICE == 'cpu'
+    # Frozen parameters find their own layout, and clash with another one.
+    layout = torch.contiguous_format if is_frozen else torch.channels_last
+    net = copy.deepcopy(self._plain_net).eval().to(dtype, memory_format=layout)
+    if self._compile_mode:
+      inductor.freezing = is_frozen
+      net = torch.compile(net, mode=self._compile_mode)
+    return net, dtype, layout
 
 
 def _to_device(labels):
