@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -58,6 +59,12 @@ def run(main: Callable[[], None]) -> int:
   except Exception as error:  # pylint: disable=broad-except
     if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
       return _fail(f'{error.filename or "output"}: {error.strerror}', 1)
+    if 'RESOURCE_EXHAUSTED' in str(error):  # JAX', which is not imported here.
+      return _fail(
+          f'out of memory ({error}); take a smaller batch_size or eval_batch_size, or'
+          ' more accumulation',
+          2,
+      )
     traceback.print_exc()
     return 1
 
@@ -107,13 +114,35 @@ def parse_flags(
   # the overrides, and fail on a wrong one, before anybody can catch it.
   if not any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv[1:]):
     argv = [argv[0], f'--config={default_config}', *argv[1:]]
+  for arg in argv[1:]:
+    name, _, value = arg.lstrip('-').partition('=')
+    path = value.partition(':')[0]
+    if name == 'config' and path and not os.path.exists(path):
+      raise UserError(f'--config={value}: there is no {path}')
   try:
     rest = flags.FLAGS(argv)[1:]
     config.value.to_dict()  # A file that failed to load says so only now.
   # Whatever a config file or its overrides raise is the user's to mend.
   except Exception as error:  # pylint: disable=broad-except
-    raise UserError(error) from None
+    raise UserError(config_mistake(error)) from None
   return rest
+
+
+def config_mistake(error: Exception) -> str:
+  """What ml_collections raised for a config file or a change of it, to be read."""
+  text = str(error)
+  # An unknown key is told by its name alone, quoted, and a guess on the next line.
+  unknown = re.fullmatch(
+      r'\W*([\w.]+)\W*(?:Did you mean "([^"]+)".*)?', text.replace(r'\n', '\n'), re.DOTALL
+  )
+  if isinstance(error, (AttributeError, KeyError)) and unknown:
+    key, guess = unknown.groups()
+    remedy = f'did you mean {guess}?' if guess else 'see configs/default.py'
+    return f'no such key of the config: {key}; {remedy}'
+  if 'Traceback (most recent call last)' in text:
+    # Of a config file that refused its argument: what it said itself comes last.
+    return text.strip().splitlines()[-1].partition(': ')[2] or text
+  return text
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:

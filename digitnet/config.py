@@ -69,7 +69,7 @@ def _is_positive_duration(value):
 
 _TEXT = Rule(lambda value: isinstance(value, str), "a text; '' for none")
 _TRUTH = Rule(lambda value: isinstance(value, bool), 'True or False')
-_DURATION = Rule(_is_positive_duration, f'more than 0: {durations.ALLOWED}')
+_DURATION = Rule(_is_positive_duration, f'{durations.ALLOWED}, and more than 0')
 _NOT_NEGATIVE = _number(lambda value: value >= 0, 'a number, 0 or more')
 _POSITIVE = _number(lambda value: value > 0, 'a number above 0')
 _FRACTION = _number(lambda value: 0 <= value < 1, 'a number from 0 to below 1')

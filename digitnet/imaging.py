@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+from PIL import UnidentifiedImageError
 from scipy import ndimage
 
 from digitnet.errors import UserError
@@ -74,6 +75,8 @@ def open_picture(
     raise
   except Image.DecompressionBombError:
     raise UserError(f'{name}: has too many pixels; make it smaller') from None
+  except UnidentifiedImageError:
+    raise UserError(f'{name}: not a picture that can be read') from None
   # Damaged files make Pillow raise nearly anything.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(f'{name}: not a picture that can be read ({error})') from None

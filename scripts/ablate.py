@@ -141,7 +141,7 @@ def _check(variant, args):
     config_lib.validate(config.value)
   # Whatever a config file or its overrides raise is the user's to mend.
   except Exception as error:  # pylint: disable=broad-except
-    raise UserError(f'{variant}: {error}') from None
+    raise UserError(f'{variant}: {cli.config_mistake(error)}') from None
 
 
 def _run(variant, repeat, args):

@@ -19,6 +19,9 @@ from digitnet import errors
         (KeyboardInterrupt(), 130, 'digitnet: interrupted\n'),
         (OSError(28, 'No space left on device', '/x/metrics.jsonl'), 1,
          'digitnet: /x/metrics.jsonl: No space left on device\n'),
+        (RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'), 2,
+         'digitnet: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.);'
+         ' take a smaller batch_size or eval_batch_size, or more accumulation\n'),
     ],
 )
 def test_exit_codes(capsys, error, code, line):

@@ -107,6 +107,15 @@ def test_evaluate_scores_damaged_images(workdir, files, run_python):
   assert len({one['loss'] for one in scores}) == len(scores) - 1
 
 
+def test_evaluate_takes_a_split_or_files(workdir, files, run_python):
+  """The files are scored in silence where the test split was asked for."""
+  process = run_python(
+      'scripts/evaluate.py', f'--workdir={workdir}', '--split=test', files / 'with.csv'
+  )
+  assert process.returncode == 2 and not process.stdout
+  assert 'give it or FILES, not both' in process.stderr
+
+
 def test_evaluate_lists_the_mistakes(workdir, files, run_python, tmp_path):
   """The list has another number of mistakes than the score, or right answers."""
   process = run_python(

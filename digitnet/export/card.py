@@ -75,6 +75,8 @@ import onnxruntime
 session = onnxruntime.InferenceSession('model.int8.onnx')
 (probs,) = session.run(None, {'images': images})""",
     'model.keras': """\
+import os
+os.environ['KERAS_BACKEND'] = 'jax'  # or 'tensorflow' or 'torch', what is installed
 import keras
 probs = keras.models.load_model('model.keras', compile=False).predict(images / 255)""",
 }
