@@ -9,11 +9,11 @@
 FILES are CSV files in Kaggle's form with labels, or IDX files of images, each
 followed by its labels. Without FILES the run's own data are loaded as its config
 says, and one split of them is scored. (The card's split mixes MNIST's own 60,000 and
-10,000: a network that was trained by it knows most of both.) Of several runs it is the mean of their
-probabilities that is scored. The result is one JSON object: with the mean loss and the
-accuracy, the expected calibration error in 15 bins, and the accuracy on the 99 % of the
-images that the network is surest of. With --corruptions there is one for each kind of
-damage that digitnet/corruptions.py does to the images.
+10,000: a network that was trained by it knows most of both.) Of several runs it is the
+mean of their probabilities that is scored. The result is one JSON object: with the mean
+loss and the accuracy, the expected calibration error in 15 bins, and the accuracy on the
+99 % of the images that the network is surest of. With --corruptions there is one for each
+kind of damage that digitnet/corruptions.py does to the images.
 
 With --mistakes=FOLDER the images read wrong are left there, as a list and as a picture,
 those it was surest of first; a star marks the labels that people have found wrong.
