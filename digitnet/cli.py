@@ -114,11 +114,6 @@ def parse_flags(
   # the overrides, and fail on a wrong one, before anybody can catch it.
   if not any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv[1:]):
     argv = [argv[0], f'--config={default_config}', *argv[1:]]
-  for arg in argv[1:]:
-    name, _, value = arg.lstrip('-').partition('=')
-    path = value.partition(':')[0]
-    if name == 'config' and path and not os.path.exists(path):
-      raise UserError(f'--config={value}: there is no {path}')
   try:
     rest = flags.FLAGS(argv)[1:]
     config.value.to_dict()  # A file that failed to load says so only now.
@@ -139,6 +134,9 @@ def config_mistake(error: Exception) -> str:
     key, guess = unknown.groups()
     remedy = f'did you mean {guess}?' if guess else 'see configs/default.py'
     return f'no such key of the config: {key}; {remedy}'
+  missing = re.search(r'Attempted \[[^]]*\]:\s*(.+?)\s*\[Errno 2\].*\1', text)
+  if missing:
+    return f'--config: there is no {missing[1]}'
   if 'Traceback (most recent call last)' in text:
     # Of a config file that refused its argument: what it said itself comes last.
     return text.strip().splitlines()[-1].partition(': ')[2] or text

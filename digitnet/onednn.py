@@ -26,7 +26,6 @@ OPTIONS = {
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE',
 }
 
-
 # Held while JAX' cache is told to take nothing.
 _lock = threading.Lock()
 

@@ -25,6 +25,7 @@ import sys
 
 from digitnet import cli
 from digitnet import environment
+from digitnet.errors import UserError
 
 
 def main() -> None:
@@ -46,13 +47,12 @@ def main() -> None:
   parser.add_argument('files', nargs='*', metavar='FILES')
   args = parser.parse_args()
   if args.files and args.split:
-    parser.error('--split is of the run\'s own data: give it or FILES, not both')
+    raise UserError("--split is of the run's own data: give it or FILES, not both")
   environment.prepare()
   # After the arguments: importing JAX takes a second.
   from digitnet import calibration
   from digitnet import corruptions
   from digitnet import predict
-  from digitnet.errors import UserError
   from digitnet.metrics import Metrics
 
   mistakes = args.mistakes and cli.folder(args.mistakes)

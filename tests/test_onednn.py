@@ -32,11 +32,7 @@ from digitnet.model import DigitNet
 )
 def test_logits_are_those_of_float64(tiny_config, digits, overrides, num):
   """oneDNN pads an even kernel on the other side, or a kernel is not turned."""
-  net, params = _network(tiny_config(overrides))
-  images, _ = digits(num)
-  with jax.enable_x64(True):
-    want = _in_float64(net, params, images)
-  got = _infer(net.clone(by_onednn=True), params, images)
+  got, want = _got_and_want(tiny_config(overrides), digits(num)[0])
   assert got.dtype == np.float32
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
@@ -49,11 +45,7 @@ def test_logits_are_those_of_float64(tiny_config, digits, overrides, num):
 @pytest.mark.parametrize('num', [1, 33])
 def test_bfloat16_is_rounded_and_no_more(tiny_config, digits, dtypes, num):
   """Operands stay in float32, or a layer is lost in bfloat16's eight bits."""
-  net, params = _network(tiny_config(dtypes))
-  images, _ = digits(num)
-  with jax.enable_x64(True):
-    want = _in_float64(net, params, images)
-  got = _infer(net.clone(by_onednn=True), params, images)
+  got, want = _got_and_want(tiny_config(dtypes), digits(num)[0])
   assert got.dtype == np.float32
   error = np.abs(got - want).max() / np.abs(want).max()
   assert 1e-5 < error < 2e-2
@@ -165,16 +157,16 @@ def _jit(operand_dtype):
   return onednn.jit if onednn.is_available(operand_dtype) else jax.jit
 
 
-def _network(config):
-  """The network with biases that are seen."""
+def _got_and_want(config, images):
+  """The logits of a network whose biases are seen: by oneDNN, and in float64."""
   net = DigitNet(**config.model)
   params = model_lib.init_params(net, jax.random.key(1))
-  return net, jax.tree.map(lambda x: x + 0.01 if x.ndim == 1 else x, params)
-
-
-def _infer(net, params, images):
+  params = jax.tree.map(lambda x: x + 0.01 if x.ndim == 1 else x, params)
+  with jax.enable_x64(True):
+    want = _in_float64(net, params, images)
+  net = net.clone(by_onednn=True)
   infer_step = _jit(net.operand_dtype)(steps.make_infer_step(net))
-  return np.asarray(infer_step(model_lib.inference_params(net, params), images))
+  return np.asarray(infer_step(model_lib.inference_params(net, params), images)), want
 
 
 def _in_float64(net, params, images):

@@ -11,7 +11,6 @@ import functools
 import numpy as np
 import torch
 from torch import nn
-from torch._inductor import config as inductor
 
 _DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -109,6 +108,9 @@ class Torch:
     layout = torch.contiguous_format if is_frozen else torch.channels_last
     net = copy.deepcopy(self._plain_net).eval().to(dtype, memory_format=layout)
     if self._compile_mode:
+      # Here, since `start` counts imports.
+      from torch._inductor import config as inductor
+
       inductor.freezing = is_frozen
       net = torch.compile(net, mode=self._compile_mode)
     return net, dtype, layout
