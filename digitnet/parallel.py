@@ -9,7 +9,10 @@ from collections.abc import Callable
 import jax
 from jax import flatten_util
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
+
+from digitnet import onednn
 
 AXIS = 'batch'
 
@@ -17,9 +20,12 @@ AXIS = 'batch'
 _ALONE_FROM = 2**18
 
 
-def pmap(step: Callable, donate_argnums: tuple[int, ...] = ()) -> Callable:
+def pmap(
+    step: Callable, donate_argnums: tuple[int, ...] = (), by_onednn: bool = False
+) -> Callable:
   """Runs `step` on every device, with `AXIS` for its collectives."""
-  return jax.pmap(step, axis_name=AXIS, donate_argnums=donate_argnums)
+  mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=donate_argnums)
+  return onednn.ahead_of_time(mapped) if by_onednn else mapped
 
 
 def pmean(tree, dtype: str):
@@ -30,7 +36,8 @@ def pmean(tree, dtype: str):
 
   Args:
     tree: of arrays.
-    dtype: that they are sent and summed in; they come back in their own.
+    dtype: that they are sent and summed in; they come back in float32 at least, or,
+      where there is one device, as they are.
   """
   if lax.axis_size(AXIS) == 1:
     return tree
@@ -39,7 +46,8 @@ def pmean(tree, dtype: str):
   together, apart = flatten_util.ravel_pytree([leaves[i] for i in small])
 
   def mean(x):
-    return lax.pmean(x.astype(dtype), AXIS).astype(x.dtype)
+    full = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.pmean(x.astype(dtype), AXIS).astype(full)
 
   means = dict(zip(small, apart(mean(together))))
   means |= {i: mean(leaf) for i, leaf in enumerate(leaves) if i not in means}

@@ -74,11 +74,11 @@ class Predictor:
     self.params = params
     self._workdir = workdir
     # By XLA: oneDNN makes the gradient by one image slower (scripts/README.md).
-    self._saliency_params = model_lib.inference_params(model, params)
+    self._saliency_params = model_lib.operand_params(model, params)
     self._saliency_step = jax.jit(steps.make_saliency_step(model))
     model, jit = model_lib.for_inference(model)
     # Of the cast ones, which are shared where nothing changes.
-    self._infer_params = model_lib.inference_params(model, self._saliency_params)
+    self._infer_params = model_lib.operand_params(model, self._saliency_params)
     self._infer_step = jit(steps.make_infer_step(model))
     # Noise and holes show no other view of a digit.
     changes = {**self.config.augment, 'noise': 0.0, 'cutout': 0.0}

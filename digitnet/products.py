@@ -13,6 +13,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+
 # Bytes that one turn of a loop reads and makes, and the products that the kernel
 # gradient in float32 is cut into. Measured best on 2 cores among 2 to 16 MiB, 1 to 64
 # bfloat16 images, and 1 to 4 products; see scripts/README.md.

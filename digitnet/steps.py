@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from digitnet import augment
+from digitnet import model as model_lib
 from digitnet import parallel
 from digitnet import rng
 from digitnet.metrics import BatchMetrics
@@ -157,13 +158,18 @@ def make_train_step(
           loss += label_smoothing * jnp.sum(jnp.where(batch.mask, evenly, 0))
         return loss / mean_count, metrics
 
-      return jax.grad(loss_fn, has_aux=True)(state.params)
+      params = state.params
+      if model.by_onednn:
+        # oneDNN gives gradients of bfloat16 kernels in bfloat16, half as much to read.
+        params = model_lib.operand_params(model, params)
+      return jax.grad(loss_fn, has_aux=True)(params)
 
     grads, metrics = _sum_over_parts(sums_of, (batch, places), accumulation)
     grads = parallel.pmean(grads, all_reduce_dtype)
     # Apart, so that the squares are summed as they are made, and not stored for
     # Adam, which needs the same ones.
-    grad_norm = optax.global_norm(lax.optimization_barrier(grads))
+    grad_norm = optax.global_norm(_in_float32(lax.optimization_barrier(grads)))
+    grads = _in_float32(grads)
     if clip_norm:
       scale = jnp.minimum(1, clip_norm / grad_norm)
       grads = jax.tree.map(lambda x: x * scale, grads)
@@ -191,9 +197,16 @@ def _sum_over_parts(sums_of, args, num_parts):
   )
 
   def add(total, part):
-    return jax.tree.map(jnp.add, total, sums_of(*part)), None
+    return jax.tree.map(jnp.add, total, _in_float32(sums_of(*part))), None
 
-  return lax.scan(add, sums_of(*first), rest)[0]
+  return lax.scan(add, _in_float32(sums_of(*first)), rest)[0]
+
+
+def _in_float32(tree):
+  """With what is in bfloat16 widened."""
+  return jax.tree.map(
+      lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree
+  )
 
 
 def _update(optimizer, state, grads, grad_norm, lr_scale, decay):

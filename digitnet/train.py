@@ -87,10 +87,12 @@ def train_and_evaluate(
 
 def _train_and_evaluate(config, run):
   dataset = sources.load(say, **config.data)
-  model = DigitNet(**config.model)
+  model = model_lib.for_training(DigitNet(**config.model))
   say(model_lib.format_table(model_lib.layer_table(model)))
   plan = Plan.make(config, len(dataset.train))
-  eval_step = parallel.pmap(steps.make_eval_step(model))
+  eval_step = parallel.pmap(
+      steps.make_eval_step(model), by_onednn=model.by_onednn
+  )
   with cluster.on_main(
       Checkpoints, run.checkpoints, config.keep_checkpoints
   ) as checkpoints:
@@ -259,6 +261,7 @@ def train(
           config.all_reduce_dtype,
       ),
       donate_argnums=(0,),
+      by_onednn=model.by_onednn,
   )
 
   log = cluster.on_main(

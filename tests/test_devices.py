@@ -11,7 +11,9 @@ from tests.conftest import TINY
 from configs import default
 from digitnet import metrics_log, train
 config = default.get_config()
-config.update_from_flattened_dict({**TINY, 'log_every': '1 steps'})
+config.update_from_flattened_dict(
+    {**TINY, 'log_every': '1 steps', 'model.dtype': '{DTYPE}'}
+)
 assert config.augment.rotation and any(config.model.dense_dropout_rates)
 with tempfile.TemporaryDirectory() as workdir:
   results = train.train_and_evaluate(config, workdir)
@@ -54,8 +56,7 @@ def curves():
 @pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
 def test_training_curve(on_devices, curves, num_devices):
   """Keys per device, or means of unequal shards: another curve a device count."""
-  out = json.loads(on_devices(num_devices, _TRAIN).splitlines()[-1])
-  assert out['devices'] == num_devices
+  out = _train(on_devices, num_devices, 'float32')
   curves[num_devices] = out
   one = curves[1]
   assert out['counts'] == one['counts'] and len(out['losses']) == 20
@@ -65,6 +66,26 @@ def test_training_curve(on_devices, curves, num_devices):
   np.testing.assert_allclose(out['losses'], one['losses'], rtol=1e-4)
   np.testing.assert_allclose(out['norms'], one['norms'], rtol=1e-3)
   assert out['test']['num_examples'] == one['test']['num_examples'] == 719
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 8])
+def test_training_curve_in_bfloat16(on_devices, curves, num_devices):
+  """A device's sum is left out, or kept in eight bits, where oneDNN makes gradients."""
+  out = _train(on_devices, num_devices, 'bfloat16')
+  one = curves.setdefault('bfloat16', out)
+  assert out['counts'] == one['counts']
+  for name in ('losses', 'norms'):
+    difference = np.abs(np.divide(out[name], one[name]) - 1).max()
+    print(f'{num_devices} devices in bfloat16: {name} within {difference:.1e} of one device')
+  np.testing.assert_allclose(out['losses'], one['losses'], rtol=1e-3)
+  np.testing.assert_allclose(out['norms'], one['norms'], rtol=1e-1)
+
+
+def _train(on_devices, num_devices, dtype):
+  code = _TRAIN.replace('{DTYPE}', dtype)
+  out = json.loads(on_devices(num_devices, code).splitlines()[-1])
+  assert out['devices'] == num_devices
+  return out
 
 
 @pytest.mark.parametrize('num_devices', [1, 2, 4, 8])

@@ -199,6 +199,6 @@ def test_products_are_of_the_narrower_dtype(tiny_config, dtype):
   images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
   as_they_are, rounded = (
       net.apply({'params': p}, images)
-      for p in (params, model_lib.inference_params(net, params))
+      for p in (params, model_lib.operand_params(net, params))
   )
   np.testing.assert_array_equal(as_they_are, rounded)

@@ -1,4 +1,4 @@
-"""Inference by oneDNN computes what the network computes."""
+"""oneDNN computes what the network computes, in inference and in training."""
 
 import concurrent.futures
 import platform
@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from configs import default
+from digitnet import augment
 from digitnet import model as model_lib
 from digitnet import onednn
+from digitnet import optim
+from digitnet import parallel
 from digitnet import steps
 from digitnet.model import DigitNet
 
@@ -60,7 +63,7 @@ def test_sums_are_not_kept_in_bfloat16():
   )
   bias = rng.uniform(size=8)
   layer = _jit('bfloat16')(
-      lambda *args: onednn.dense(*args, relu=False, operand_dtype='bfloat16')
+      lambda *args: onednn.dense(*args, relu=False, operand_dtype='bfloat16', transposed=True)
   )
   got = layer(*(x.astype(np.float32) for x in (inputs, kernel, bias)))
   np.testing.assert_allclose(got - bias, inputs @ kernel.T, rtol=2**-8)
@@ -78,12 +81,12 @@ def test_it_is_used_where_it_is_said_to_be(operands):
     return
   config = default.get_config()
   config.model.matmul_dtype = operands
-  net = DigitNet(**config.model).clone(by_onednn=True)
+  net = DigitNet(**config.model).clone(by_onednn=True, transposed=True)
   step = jax.jit(steps.make_infer_step(net), compiler_options=onednn.OPTIONS)
   images = jax.ShapeDtypeStruct((128, 28, 28, 1), np.uint8)
   params = jax.eval_shape(
-      lambda key: model_lib.inference_params(
-          net, model_lib.init_params(net.clone(by_onednn=False), key)
+      lambda key: model_lib.operand_params(
+          net, model_lib.init_params(DigitNet(**config.model), key)
       ),
       jax.random.key(0),
   )
@@ -94,6 +97,143 @@ def test_it_is_used_where_it_is_said_to_be(operands):
   # Else XLA passes over every pixel once more. In bfloat16 it does where there is a pool.
   fused = program.count('"ops":["BIAS","RELU"]')
   assert fused == 6 if operands == 'float32' else fused >= 4
+
+
+@pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+    'batch, size, kernel, channels_in, channels_out',
+    [
+        (8, (28, 28), (5, 5), 1, 32),
+        (70, (14, 14), (3, 3), 64, 64),  # not a whole number of chunks
+        (1, (7, 11), (3, 3), 9, 3),
+        (5, (8, 9), (4, 2), 8, 2),  # even kernels
+        (3, (3, 3), (5, 5), 2, 1),
+    ],
+)
+def test_conv_gradients_are_those_of_float64(
+    batch, size, kernel, channels_in, channels_out, operands
+):
+  """A kernel that is not turned, an even one padded wrongly, a chunk counted twice."""
+
+  def reference(images, kernel, bias):
+    out = lax.conv_general_dilated(
+        images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    return jax.nn.relu(out + bias)
+
+  rng = np.random.default_rng(0)
+  arrays = [
+      rng.normal(size=(batch, *size, channels_in)),
+      rng.normal(size=(*kernel, channels_in, channels_out)),
+      rng.normal(size=channels_out),
+  ]
+  _check_gradients(onednn.conv_relu, reference, arrays, operands, operands)
+
+
+@pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('transposed', [False, True])
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('batch, inputs, outputs', [(1, 5, 3), (64, 300, 200)])
+def test_dense_gradients_are_those_of_float64(
+    batch, inputs, outputs, relu, transposed, operands
+):
+  """The wrong side is summed over, or the relu lets all gradients pass."""
+
+  def reference(inputs, kernel, bias):
+    out = inputs @ (kernel.T if transposed else kernel) + bias
+    return jax.nn.relu(out) if relu else out
+
+  rng = np.random.default_rng(0)
+  shape = (outputs, inputs) if transposed else (inputs, outputs)
+  arrays = [rng.normal(size=shape) for shape in ((batch, inputs), shape, (outputs,))]
+  _check_gradients(onednn.dense, reference, arrays, operands, relu, operands, transposed)
+
+
+def _check_gradients(layer, reference, arrays, operands, *options):
+  """Compares result and gradients, of operands that no rounding changes."""
+  # Small whole numbers, whose results are below 2**24; in bfloat16 they are rounded once.
+  arrays = [np.round(2 * x) for x in arrays]
+
+  def run(function, dtype):
+    out, backward = jax.vjp(function, *(jnp.asarray(x, dtype) for x in arrays))
+    cotangent = np.round(2 * np.random.default_rng(1).normal(size=out.shape))
+    return out, *backward(jnp.asarray(cotangent, dtype))
+
+  with jax.enable_x64(True):
+    want = [np.asarray(x) for x in run(reference, jnp.float64)]
+  dtype = jnp.dtype(operands)
+  by = _jit(operands)
+  got = by(lambda: run(lambda *args: layer(*args, *options), dtype))()
+  tolerance = 1e-5 if operands == 'float32' else 2**-7
+  for name, ours, right in zip(('out', 'inputs', 'kernel', 'bias'), got, want):
+    assert ours.shape == right.shape and ours.dtype == dtype, name
+    error = np.abs(np.asarray(ours, np.float64) - right).max()
+    assert error <= tolerance * np.abs(right).max(), name
+
+
+def test_training_in_bfloat16_is_by_onednn(digits):
+  """XLA takes one layer's gradient for its own, and the step is twice as slow."""
+  config = default.get_config()
+  assert not model_lib.for_training(DigitNet(**config.model)).by_onednn
+  config.model.dtype = 'bfloat16'
+  net = model_lib.for_training(DigitNet(**config.model))
+  assert net.by_onednn == onednn.is_available('bfloat16')
+  if not net.by_onednn:
+    return
+  state, step = _training(net)
+  args = _arguments(state, *digits(64))
+  with onednn.cache_takes_nothing():
+    program = step.lower(*args).compile(compiler_options=onednn.OPTIONS).as_text()
+  # Forward, by images, by kernels; those of conv2 in two chunks.
+  assert program.count('"__onednn$convolution"') == 4 + 3 + 5
+  assert program.count('"__onednn$matmul"') == 6
+  assert ' convolution(' not in program
+  # The gradients of the large kernels, as they are read by Adam.
+  assert 'bf16[3136,8192]' in program and 'bf16[8192,2048]' in program
+
+
+def test_training_in_bfloat16_is_that_of_float32_rounded(tiny_config, digits):
+  """A gradient is lost, or parts of a batch are summed in bfloat16's eight bits."""
+  of_float32, same = _moments(tiny_config, digits, 'float32', 1, by_onednn=False), []
+  for accumulation in (1, 1, 4):
+    of_bfloat16 = _moments(tiny_config, digits, 'bfloat16', accumulation)
+    for ours, wanted in zip(*map(jax.tree.leaves, (of_bfloat16, of_float32))):
+      assert ours.dtype == np.float32
+      error = np.abs(ours - wanted).max() / np.abs(wanted).max()
+      assert error < 0.1
+    same.append(of_bfloat16)
+  jax.tree.map(np.testing.assert_array_equal, *same[:2])
+
+
+def _moments(tiny_config, digits, dtype, accumulation, by_onednn=True):
+  """Adam's first moments, which are a tenth of the first gradients."""
+  net = DigitNet(**tiny_config({'model.dtype': dtype}).model).clone(by_onednn=by_onednn)
+  state, step = _training(net, accumulation=accumulation)
+  if by_onednn and onednn.is_available(dtype):
+    step = onednn.ahead_of_time(step)
+  state, _ = step(*_arguments(state, *digits(128)))
+  return parallel.to_host(state).opt_state[0].mu
+
+
+def _training(net, **options):
+  schedule = optim.make_schedule('constant', 0.01, 10, 0)
+  optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
+  step = steps.make_train_step(
+      net, optimizer, schedule, augment.Strengths(), 0, **options
+  )
+  params = model_lib.init_params(net.clone(by_onednn=False), jax.random.key(0))
+  return steps.init_state(params, optimizer), parallel.pmap(step)
+
+
+def _arguments(state, images, labels):
+  num = len(labels)
+  batch = steps.Batch(np.arange(num, dtype=np.int32), np.ones(num, bool))
+  return (
+      parallel.replicate(state),
+      parallel.replicate(steps.Examples(images, labels)),
+      parallel.shard(batch),
+      parallel.replicate(np.float32(1)),
+  )
 
 
 @pytest.mark.parametrize('flag', ['amx_bf16', 'avx512_bf16'])
@@ -143,6 +283,9 @@ def is_kept():
 x = jax.numpy.ones((512, 512))
 if onednn.is_available('float32'):
   assert onednn.jit(product)(x).shape == (512, 512)
+  mapped = onednn.ahead_of_time(jax.pmap(product))
+  for n in (512, 256, 512):
+    assert mapped(x[None, :n]).shape == (1, n, n)
 assert not is_kept()
 jax.jit(product)(x)
 assert is_kept()
@@ -164,9 +307,9 @@ def _got_and_want(config, images):
   params = jax.tree.map(lambda x: x + 0.01 if x.ndim == 1 else x, params)
   with jax.enable_x64(True):
     want = _in_float64(net, params, images)
-  net = net.clone(by_onednn=True)
+  net = net.clone(by_onednn=True, transposed=True)
   infer_step = _jit(net.operand_dtype)(steps.make_infer_step(net))
-  return np.asarray(infer_step(model_lib.inference_params(net, params), images)), want
+  return np.asarray(infer_step(model_lib.operand_params(net, params), images)), want
 
 
 def _in_float64(net, params, images):

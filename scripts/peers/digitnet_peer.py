@@ -35,18 +35,20 @@ class Digitnet:
   def __init__(self, weights, bf16):
     config = default.get_config()
     if bf16:
-      # A CPU is slow at what is between products in bfloat16.
-      knob = 'matmul_dtype' if jax.default_backend() == 'cpu' else 'dtype'
-      config.model[knob] = 'bfloat16'
-    model = model_lib.DigitNet(**config.model)
+      config.model.dtype = 'bfloat16'
+    model = model_lib.for_training(model_lib.DigitNet(**config.model))
     schedule = optim.make_schedule('constant', 1e-3, 1, 0)
     optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
     params = traverse_util.unflatten_dict(weights, sep='/')
     no_change = augment.Strengths()
     self._train_step = parallel.pmap(
-        steps.make_train_step(model, optimizer, schedule, no_change, 0), (0,)
+        steps.make_train_step(model, optimizer, schedule, no_change, 0),
+        donate_argnums=(0,),
+        by_onednn=model.by_onednn,
     )
-    self._eval_step = parallel.pmap(steps.make_eval_step(model))
+    self._eval_step = parallel.pmap(
+        steps.make_eval_step(model), by_onednn=model.by_onednn
+    )
     self._infer_model, jit = model_lib.for_inference(model)
     self._infer_step = jit(steps.make_infer_step(self._infer_model))
     state = jax.eval_shape(lambda: steps.init_state(params, optimizer))
@@ -80,7 +82,7 @@ class Digitnet:
 
   def inferrer(self, images):
     params = parallel.first(self._state.params)
-    params = model_lib.inference_params(self._infer_model, params)
+    params = model_lib.operand_params(self._infer_model, params)
 
     def infer():
       logits = np.asarray(self._infer_step(params, images))
