@@ -1,9 +1,8 @@
 """The card on MNIST to 99.5 % in a quarter of an hour on two cores.
 
-    python main.py --config=configs/speedrun.py --config.model.matmul_dtype=bfloat16
+    python main.py --config=configs/speedrun.py --config.model.dtype=bfloat16
 
-That is on a CPU with AMX; on a GPU take --config.model.dtype=bfloat16. Results: see the
-table in README.md.
+That is on a GPU, or a CPU with AMX. Results: see the table in README.md.
 """
 
 from configs import default

@@ -161,10 +161,14 @@ def max_pool(images: jax.Array) -> jax.Array:
 
 def _max_pool_forward(images):
   height, width = (size // 2 * 2 for size in images.shape[1:3])
+  # Widened, since XLA on CPU takes bfloat16 numbers one by one; each apart, or all pixels
+  # are first stored so.
   corners = [
-      images[:, i:height:2, j:width:2] for i in range(2) for j in range(2)
+      images[:, i:height:2, j:width:2].astype(products.sum_dtype(images))
+      for i in range(2)
+      for j in range(2)
   ]
-  out = functools.reduce(jnp.maximum, corners)
+  out = functools.reduce(jnp.maximum, corners).astype(images.dtype)
   return out, (images, out)
 
 

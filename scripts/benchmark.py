@@ -11,7 +11,7 @@ Measures: `train` (a step, at each of --batch_sizes), `stream` (the same where s
 each other and none is waited for, as in training), `infer` (from uint8 images to
 probabilities, at each of --infer_sizes), `start` (from the start of the process to the
 end of its first step, with a cold and a warm compilation cache), `memory` (its peak,
-after steps at the first of --batch_sizes) and `epoch` (needs --data; digitnet alone:
+after steps at the first of --batch_sizes) and `epoch` (needs --data; of digitnet alone:
 one pass of main.py over MNIST with augmentation, validation, logs and a save, beside
 as many bare steps). Prints tables, and writes benchmark.json, benchmark.md and
 benchmark.png to --output.
@@ -248,24 +248,30 @@ class Bench:
 
   def epoch(self):
     """Seconds of a pass over MNIST, and of its steps alone before and after it."""
-    bare, whole = [], []
-    for _ in range(self._args.repeats):
-      before = self._time_steps()
-      whole.append(self._time_pass())
-      around = before + self._time_steps()
-      bare.append(statistics.mean(around) * _STEPS_A_PASS)
-    _say(f'epoch: {statistics.median(whole):.1f} s, bare {statistics.median(bare):.1f} s')
-    return [
-        _row('epoch', '37,800 images', 'digitnet', whole),
-        _row('epoch', '37,800 images', 'its steps alone', bare),
-    ]
+    rows = []
+    for peer in filter(_EPOCH_FLAGS.__contains__, self._args.peers):
+      bare, whole = [], []
+      for _ in range(self._args.repeats):
+        before = self._time_steps(peer)
+        whole.append(self._time_pass(peer))
+        around = before + self._time_steps(peer)
+        bare.append(statistics.mean(around) * _STEPS_A_PASS)
+      _say(
+          f'epoch: {peer} {statistics.median(whole):.1f} s,'
+          f' bare {statistics.median(bare):.1f} s'
+      )
+      rows += [
+          _row('epoch', '37,800 images', peer, whole),
+          _row('epoch', '37,800 images', f'steps of {peer} alone', bare),
+      ]
+    return rows
 
-  def _time_steps(self):
-    with self._worker('digitnet') as worker:
+  def _time_steps(self, peer):
+    with self._worker(peer) as worker:
       worker.ask('train', 128, 3)
       return worker.ask('train', 128, 20)
 
-  def _time_pass(self):
+  def _time_pass(self, peer):
     """Between two lines of main.py that are a pass of the default config apart."""
     first, last = (f'step {step}/' for step in (37, 37 + _STEPS_A_PASS))
     with tempfile.TemporaryDirectory(dir=self._folder) as workdir:
@@ -273,7 +279,7 @@ class Bench:
           [
               sys.executable, _HERE.parent / 'main.py', f'--workdir={workdir}/run',
               '--config.data.source=idx', f'--config.data.dir={self._args.data}',
-              '--config.log_every=37 steps',
+              '--config.log_every=37 steps', *_EPOCH_FLAGS[peer],
           ],
           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._env,
       )  # fmt: skip
@@ -292,6 +298,9 @@ class Bench:
 
 # Of the default config's batch of 128, on MNIST.
 _STEPS_A_PASS = 296
+
+# The peers that are main.py, and how it is told to be them.
+_EPOCH_FLAGS = {'digitnet': (), 'digitnet-bf16': ('--config.model.dtype=bfloat16',)}
 
 _UNITS = {
     'train': 's', 'stream': 's', 'infer': 's', 'start': 's', 'memory': 'GiB',

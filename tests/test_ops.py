@@ -201,3 +201,17 @@ def test_max_pool_and_its_gradient_are_exact(size):
   ours = _gradients(ops.max_pool, [images], cotangent, jnp.float32)
   np.testing.assert_array_equal(ours[0], exact[0])
   np.testing.assert_allclose(ours[1], exact[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_pixels_that_tie_share_the_gradient_of_max_pool(dtype):
+  """All of them get all of it, or the first one does."""
+  images = np.zeros((1, 5, 4, 1), np.float32)
+  images[0, :2, :, 0] = [[7, 7, -1, -3], [7, 1, -1, -1]]
+  out, grads = jax.vjp(ops.max_pool, jnp.asarray(images, dtype))
+  image_grads = grads(jnp.full((1, 2, 2, 1), 12, dtype))[0]
+  assert out.dtype == image_grads.dtype == dtype
+  assert out[0, :, :, 0].tolist() == [[7, -1], [0, 0]]
+  assert image_grads[0, :, :, 0].tolist() == [
+      [4, 4, 4, 0], [4, 0, 4, 4], [3, 3, 3, 3], [3, 3, 3, 3], [0, 0, 0, 0]
+  ]  # fmt: skip
