@@ -262,7 +262,7 @@ class Bench:
       )
       rows += [
           _row('epoch', '37,800 images', peer, whole),
-          _row('epoch', '37,800 images', f'steps of {peer} alone', bare),
+          _row('epoch', '37,800 images', f'{peer}, its steps alone', bare),
       ]
     return rows
 
@@ -339,10 +339,7 @@ def format_tables(report: dict, peers: list[str]) -> str:
         f'| {measure} | ' + ' | '.join(map(str, cases)) + ' |',
         '|---' * (len(cases) + 1) + '|',
     ]
-    measured = {r['peer'] for r in rows if r['measure'] == measure}
-    for peer in [*peers, 'its steps alone']:
-      if peer not in measured:
-        continue
+    for peer in dict.fromkeys(r['peer'] for r in rows if r['measure'] == measure):
       cells = [_cell(rows, measure, case, peer, peers[0]) for case in cases]
       lines.append(f'| {peer} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
