@@ -130,6 +130,16 @@ def test_any_cluster_walks_one_curve(
   assert results[0]['test']['num_examples'] == results[1]['test']['num_examples'] == 719
 
 
+def test_a_cluster_trains_in_bfloat16(run_python, tiny_flags, tmp_path):
+  """Where one process trains by oneDNN, several end with an error of types."""
+  flags = tiny_flags({'duration': '4 steps', 'model.dtype': 'bfloat16'})
+  run_python(
+      'scripts/launch_local.py', '--processes=2', '--', f'--workdir={tmp_path}', *flags,
+      check=True,
+  )  # fmt: skip
+  assert Workdir(tmp_path).load_results()['test']['num_examples'] == 719
+
+
 def test_the_slurm_example_starts_main_on_every_task(tmp_path):
   """The example has a flag that main.py does not know, or loses those it was given."""
   srun = tmp_path / 'srun'
