@@ -42,12 +42,12 @@ def pmean(tree, dtype: str):
   if lax.axis_size(AXIS) == 1:
     return tree
   leaves, treedef = jax.tree.flatten(tree)
+  leaves = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in leaves]
   small = [i for i, leaf in enumerate(leaves) if leaf.size < _ALONE_FROM]
   together, apart = flatten_util.ravel_pytree([leaves[i] for i in small])
 
   def mean(x):
-    full = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.pmean(x.astype(dtype), AXIS).astype(full)
+    return lax.pmean(x.astype(dtype), AXIS).astype(x.dtype)
 
   means = dict(zip(small, apart(mean(together))))
   means |= {i: mean(leaf) for i, leaf in enumerate(leaves) if i not in means}

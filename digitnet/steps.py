@@ -169,10 +169,11 @@ def make_train_step(
     # Apart, so that the squares are summed as they are made, and not stored for
     # Adam, which needs the same ones.
     grad_norm = optax.global_norm(_in_float32(lax.optimization_barrier(grads)))
-    grads = _in_float32(grads)
     if clip_norm:
       scale = jnp.minimum(1, clip_norm / grad_norm)
       grads = jax.tree.map(lambda x: x * scale, grads)
+    # In the dtype of Adam's moments.
+    grads = jax.tree.map(lambda x, param: x.astype(param.dtype), grads, state.params)
     decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
     state_after = _update(optimizer, state, grads, grad_norm, lr_scale, decay)
     report = StepReport(

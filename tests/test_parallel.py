@@ -1,5 +1,7 @@
 """Replication: a copy on every device, and the first step compiled once."""
 
+import pytest
+
 
 _CODE = """
 import jax, jax.numpy as jnp, numpy as np
@@ -23,3 +25,37 @@ print('traced', len(compiled), 'n', float(parallel.to_host(stacked)['n']))
 def test_replicate_first_and_shard(on_devices):
   """A copy is missing, or every run compiles its step twice."""
   assert on_devices(4, _CODE).split() == ['traced', '1', 'n', '7.0']
+
+
+_BFLOAT16_PARAMETERS = """
+import jax, jax.numpy as jnp, numpy as np
+from digitnet import augment, model, optim, parallel, steps
+net = model.for_training(
+    model.DigitNet(((2,),), (3,), (0.5,), (4,), (0.5,), 'bfloat16', 'bfloat16', 'bfloat16')
+)
+schedule = optim.make_schedule('constant', 0.01, 10, 0)
+optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
+state = steps.init_state(model.init_params(net, jax.random.key(0)), optimizer)
+step = parallel.pmap(
+    steps.make_train_step(
+        net, optimizer, schedule, augment.Strengths(), 0, clip_norm=1.0, accumulation=2
+    ),
+    by_onednn=net.by_onednn,
+)
+after, report = step(
+    parallel.replicate(state),
+    parallel.replicate(steps.Examples(np.ones((8, 28, 28, 1), np.uint8), np.arange(8))),
+    parallel.shard(steps.Batch(np.arange(8, dtype=np.int32), np.ones(8, bool))),
+    parallel.replicate(np.float32(1)),
+)
+types = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
+assert types(after) == types(state), types(after)
+assert parallel.to_host(report).grad_norm > 0
+print('same')
+"""
+
+
+@pytest.mark.parametrize('num_devices', [1, 2])
+def test_parameters_in_bfloat16_stay_so(on_devices, num_devices):
+  """Moments come back in float32, and each step is compiled and saved otherwise."""
+  assert on_devices(num_devices, _BFLOAT16_PARAMETERS).split() == ['same']
