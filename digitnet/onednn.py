@@ -1,10 +1,10 @@
 """The network's layers by oneDNN, the library of kernels for x86 that jaxlib brings along.
 
 Inference is a quarter quicker by it in float32. In bfloat16, on a processor with a matrix
-unit for that, inference is more than three times as quick, and training twice
+unit for that, inference is more than three times as quick as by XLA, and training twice
 (scripts/README.md). XLA calls it where a program is compiled with `OPTIONS`; it cannot keep
-such a program in the compilation cache, so that training in float32, which would gain a
-tenth, and is to start quickly and again, goes without.
+such a program in the compilation cache, so that training in float32, which would gain but a
+tenth, goes without, and starts quickly again and again.
 
 Of a convolution oneDNN is given but the forward form, in which all that it computes
 is rounded to the operands' dtype; the gradients are brought to that.
@@ -37,7 +37,7 @@ OPTIONS = {
 _CHUNK_BYTES = 2**21
 _CHUNK_IMAGES = 32
 
-# From so many channels on, oneDNN's form of the kernel gradient is the quicker one.
+# From so many channels on the kernel gradient is quicker in three dimensions.
 _MANY_CHANNELS = 8
 
 # Held while JAX' cache is told to take nothing.
@@ -177,8 +177,9 @@ def _kernel_grads(images, grads, size):
   """[K_h, K_w, C_in, C_out], float32: of [N, H, W, C_in] and [N, H, W, C_out].
 
   A forward convolution, whose kernel are the gradients, as large as they are, and whose
-  sums have a term for each image. In what order an array lies is not left to XLA: from
-  some orders oneDNN, as XLA calls it, computes wrong numbers (eight images of one channel).
+  sums have a term for each image. Not what JAX' transpose of a convolution makes, whose
+  arrays lie in orders from which oneDNN, as XLA calls it, may compute wrong numbers (of
+  eight images of one channel).
   """
   if images.shape[-1] < _MANY_CHANNELS:
     return _kernel_grads_of_few_channels(images, grads, size)
@@ -207,7 +208,8 @@ def _kernel_grads_of_many_channels(images, grads, size):
       (*map(products.padding, size), (0, 0)),
       dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'),
   )
-  return out[0].astype(jnp.float32)
+  # Else XLA has oneDNN add up the chunks in the operands' dtype.
+  return lax.optimization_barrier(out[0]).astype(jnp.float32)
 
 
 def _kernel_grads_of_few_channels(images, grads, size):

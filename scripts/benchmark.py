@@ -65,6 +65,8 @@ def main() -> None:
   args = parser.parse_args()
   if 'epoch' in args.measures and not args.data:
     raise UserError('--measures=epoch: needs --data=FOLDER with the files of MNIST')
+  if 'epoch' in args.measures and _EPOCH_FLAGS.keys().isdisjoint(args.peers):
+    raise UserError('--measures=epoch: name digitnet or digitnet-bf16 among --peers')
   pythons = dict(item.partition('=')[::2] for item in args.python)
   unknown = {*args.peers, *pythons} - set(_known_peers())
   if unknown:

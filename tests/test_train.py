@@ -1,5 +1,6 @@
 """Whole runs on a small network: what they leave, and how they go on."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -200,23 +201,34 @@ def unbroken(tmp_path_factory):
   from tests.conftest import TINY
   from configs import default
 
-  config = default.get_config()
-  config.update_from_flattened_dict({**TINY, **_UNEVEN})
-  workdir = tmp_path_factory.mktemp('unbroken') / 'run'
-  train.train_and_evaluate(config, str(workdir))
-  return config, workdir
+  @functools.cache
+  def run(dtype):
+    config = default.get_config()
+    config.update_from_flattened_dict({**TINY, **_UNEVEN, 'model.dtype': dtype})
+    workdir = tmp_path_factory.mktemp('unbroken') / 'run'
+    train.train_and_evaluate(config, str(workdir))
+    return workdir
+
+  return run
 
 
 @pytest.mark.parametrize(
-    'name, code, step', [('SIGKILL', -9, 25), ('SIGTERM', 143, 20), ('SIGINT', 130, 30)]
+    'name, code, step, dtype',
+    [
+        ('SIGKILL', -9, 25, 'float32'),
+        ('SIGTERM', 143, 20, 'float32'),
+        ('SIGINT', 130, 30, 'float32'),
+        ('SIGKILL', -9, 25, 'bfloat16'),
+    ],
 )
 def test_broken_run_ends_as_the_unbroken_one(
-    unbroken, run_and_signal, run_python, tiny_flags, tmp_path, name, code, step
+    unbroken, run_and_signal, run_python, tiny_flags, tmp_path, name, code, step, dtype
 ):
   """A resumed run replays a step, restarts its keys, or loses a line."""
-  config, whole = unbroken
+  whole = unbroken(dtype)
+  overrides = {**_UNEVEN, 'model.dtype': dtype}
   workdir = tmp_path / 'run'
-  process = run_and_signal(workdir, _UNEVEN, name, step)
+  process = run_and_signal(workdir, overrides, name, step)
   assert process.returncode == code, process.stdout + process.stderr
   assert not (workdir / 'results.json').exists()
   if name != 'SIGKILL':
@@ -226,7 +238,7 @@ def test_broken_run_ends_as_the_unbroken_one(
     assert step <= latest <= step + 3
 
   again = run_python(
-      'main.py', f'--workdir={workdir}', *tiny_flags(_UNEVEN), check=True
+      'main.py', f'--workdir={workdir}', *tiny_flags(overrides), check=True
   )
   assert 'resuming after step' in again.stdout
   assert _figures(workdir) == _figures(whole)
@@ -247,7 +259,6 @@ def test_broken_run_ends_as_the_unbroken_one(
   )
   for field in RESULT_FIELDS - {'wall_seconds', 'images_per_second'}:
     assert ours[field] == theirs[field], field
-  del config
 
 
 def test_other_data_are_refused_on_resume(tiny_config, tmp_path, monkeypatch):
