@@ -143,9 +143,7 @@ def _conv_relu_backward(operand_dtype, residuals, grads):
   images, kernel, bias, out = residuals
   operand = _relu_grads(out, grads, operand_dtype)
   kernel_grads = _kernel_grads(images, operand, kernel.shape[:2])
-  # As in ops.py: the kernel turned around, the padding too.
-  turned = kernel.astype(operand_dtype)[::-1, ::-1].swapaxes(2, 3)
-  paddings = tuple(products.padding(size)[::-1] for size in kernel.shape[:2])
+  turned, paddings = products.turned(kernel.astype(operand_dtype))
   return (
       _convolution(operand, turned, paddings).astype(grads.dtype),
       kernel_grads.astype(kernel.dtype),
@@ -267,8 +265,10 @@ def _dense_forward(inputs, kernel, bias, relu, operand_dtype, transposed):
 
 def _dense_backward(relu, operand_dtype, transposed, residuals, grads):
   inputs, kernel, bias, out = residuals
-  operand = _relu_grads(out, grads, operand_dtype) if relu else grads
-  operand = operand.astype(operand_dtype)
+  if relu:
+    operand = _relu_grads(out, grads, operand_dtype)
+  else:
+    operand = grads.astype(operand_dtype)
   kernel_operand = kernel.astype(operand_dtype)
   input_grads = _product(operand, kernel_operand, 1, 0 if transposed else 1)
   sides = (operand, inputs) if transposed else (inputs, operand)

@@ -56,10 +56,7 @@ def _conv2d_backward(matmul_dtype, residuals, grads):
           _kernel_grads_by_convolution, size=kernel.shape[:2]
       ),
   )
-  # A forward convolution with the kernel turned around. Where an even kernel pads one
-  # more pixel after, its transpose does before.
-  turned = kernel.astype(matmul_dtype)[::-1, ::-1].swapaxes(2, 3)
-  paddings = tuple(products.padding(size)[::-1] for size in kernel.shape[:2])
+  turned, paddings = products.turned(kernel.astype(matmul_dtype))
   image_grads = _convolution(operand, turned, paddings, grads.dtype)
   return image_grads, kernel_grads.astype(kernel.dtype)
 

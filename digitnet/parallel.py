@@ -9,10 +9,10 @@ from collections.abc import Callable
 import jax
 from jax import flatten_util
 from jax import lax
-import jax.numpy as jnp
 import numpy as np
 
 from digitnet import onednn
+from digitnet import products
 
 AXIS = 'batch'
 
@@ -42,7 +42,7 @@ def pmean(tree, dtype: str):
   if lax.axis_size(AXIS) == 1:
     return tree
   leaves, treedef = jax.tree.flatten(tree)
-  leaves = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in leaves]
+  leaves = [x.astype(products.sum_dtype(x)) for x in leaves]
   small = [i for i, leaf in enumerate(leaves) if leaf.size < _ALONE_FROM]
   together, apart = flatten_util.ravel_pytree([leaves[i] for i in small])
 

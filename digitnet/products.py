@@ -50,6 +50,20 @@ def padding(size: int) -> tuple[int, int]:
   return ((size - 1) // 2, size - 1 - (size - 1) // 2)
 
 
+def turned(kernel: jax.Array) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:
+  """The convolution by which a 'same' one's gradients reach its images.
+
+  Args:
+    kernel: [K_h, K_w, C_in, C_out], of the 'same' convolution.
+
+  Returns:
+    Its kernel, [K_h, K_w, C_out, C_in], turned around; and its paddings: where an even
+    kernel pads one more pixel after, its transpose does before.
+  """
+  paddings = tuple(padding(size)[::-1] for size in kernel.shape[:2])
+  return kernel[::-1, ::-1].swapaxes(2, 3), paddings
+
+
 def convolution(
     images: jax.Array,
     kernel: jax.Array,
