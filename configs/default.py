@@ -42,7 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Of the permutation that is cut; apart from `seed`, so that runs with other
   # seeds are scored on the same images.
   config.data.split_seed = 0
-  # Which tenth of the images that are not test validates, 0 to 9.
+  # The images that are not test are cut into so many parts, of which the one with this
+  # number validates, from 0; the others train.
+  config.data.num_folds = 10
   config.data.fold = 0
 
   config.model = ml_collections.ConfigDict()

@@ -89,7 +89,8 @@ RULES: dict[str, Rule] = {
     'data.manual_dir': _TEXT,
     'data.split': _choice(*splits.SPLITS),
     'data.split_seed': _int(0),
-    'data.fold': _int(0, splits.NUM_FOLDS - 1),
+    'data.num_folds': _int(2),
+    'data.fold': _int(0),
     'model.conv_features': _each(
         Rule(
             lambda block: _each(_FEATURES, '').holds(block) and len(block) > 0, ''
@@ -171,6 +172,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if name not in RULES:
       raise UserError(f'config.{name}: there is no such field; remove it')
   _check(values, RULES)
+  if values['data.fold'] >= values['data.num_folds']:
+    raise UserError(
+        f'config.data.fold={values["data.fold"]}: must be below'
+        f' config.data.num_folds={values["data.num_folds"]}; the first is 0'
+    )
 
 
 def validate_network(config: ml_collections.ConfigDict) -> None:
@@ -246,6 +252,7 @@ _AS_BEFORE = {
     'accumulation': 1,
     'all_reduce_dtype': 'float32',
     'augment.noise': 0.0,
+    'data.num_folds': 10,
     'fade.duration': '0 epochs',
     'fade.scale': 0.5,
     'model.matmul_dtype': 'float32',
@@ -257,6 +264,7 @@ _AS_BEFORE = {
 FIXED = frozenset({
     'data.split',
     'data.split_seed',
+    'data.num_folds',
     'data.fold',
     'model.conv_features',
     'model.kernel_sizes',

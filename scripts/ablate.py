@@ -8,8 +8,9 @@
 
 A variant is a name in configs/ablations.py, or changes of its baseline, KEY=VALUE with
 blanks between; without any, all names are run. Each repeat has a seed of its own, and
-its own tenth of the labelled images for validation, the same for all variants: these
-are compared in pairs (Student's t-test). The test split stays sealed, unless
+its own part of the labelled images for validation, a tenth, the same for all variants:
+these are compared in pairs (Student's t-test). A tenth tells recipes apart by luck alone
+where they are good: with --set data.num_folds=2 one half trains, the other validates. The test split stays sealed, unless
 --score_test says otherwise. The same command again runs what is not finished yet.
 
 Left in --output: the workdir of each run, and ablations.md, .csv and .png.
@@ -110,15 +111,19 @@ def _config_flags(variant, repeat, args):
     of_variant = variant.split()
   else:
     of_variant = [f'{key}={value}' for key, value in ablations.ABLATIONS[variant].items()]
-  changes = {}
-  for change in (
-      f'seed={repeat}', f'data.fold={repeat % 10}', f'score_test={args.score_test}',
-      'write_report=False', *args.set, *of_variant,
-  ):  # fmt: skip
-    # What makes the variant goes before what is set for all runs. Of a key that came
-    # twice ml_collections would join the tuples.
-    key, _, value = change.partition('=')
-    changes[key] = value
+  # What makes the variant goes before what is set for all runs. Of a key that came
+  # twice ml_collections would join the tuples.
+  given = dict(change.partition('=')[::2] for change in (*args.set, *of_variant))
+  num_folds = given.get('data.num_folds', '10')
+  # Where it is no such number, `_check` tells.
+  num_folds = int(num_folds) if num_folds.isdecimal() and int(num_folds) else 10
+  changes = {
+      'seed': repeat,
+      'data.fold': repeat % num_folds,
+      'score_test': args.score_test,
+      'write_report': False,
+      **given,
+  }
   return [
       f'--config={_ROOT}/configs/ablations.py',
       *(f'--config.{key}={value}' for key, value in changes.items()),

@@ -86,6 +86,10 @@ def test_each_repeat_has_its_seed_and_fold():
       '--config.write_report=False',
       '--config.duration=3 steps', '--config.optim.b2=0.9', '--config.optim.b1=0.5',
   ]
+  args.set = ['data.num_folds=5']
+  assert '--config.data.fold=2' in ablate._config_flags('plain', 12, args)
+  args.set = ['data.fold=1']
+  assert '--config.data.fold=1' in ablate._config_flags('plain', 12, args)
 
 
 def test_what_is_set_for_all_does_not_undo_a_variant():
@@ -102,6 +106,7 @@ def test_what_is_set_for_all_does_not_undo_a_variant():
         (['no_drop'], 'no_drop: neither KEY=VALUE nor a name'),
         (['optim.b3=1'], 'b3'),
         (['--set', 'duration=3'], 'config.duration'),
+        (['--set', 'data.num_folds=0'], 'config.data.num_folds'),
     ],
 )
 def test_mistakes_are_told(tmp_path, run_python, arguments, complaint):

@@ -26,8 +26,8 @@ def _numbers(split):
   return images[:, 0, 0, 0] * 256 + images[:, 0, 1, 0]
 
 
-def _cut(corpus, split='card', seed=0, fold=0):
-  return splits.cut(corpus, 'idx', split, seed, fold)
+def _cut(corpus, split='card', seed=0, **folds):
+  return splits.cut(corpus, 'idx', split, seed, **folds)
 
 
 MNIST_LIKE = Corpus('small mnist', _numbered(0, 600), _numbered(600, 700))
@@ -60,9 +60,13 @@ def test_splits_are_disjoint_and_complete(corpus, split, sizes):
 
 
 @pytest.mark.parametrize('split', ['card', 'standard'])
-def test_folds_take_turns_at_validation(split):
+@pytest.mark.parametrize('num_folds', [2, 9, 10])
+def test_folds_take_turns_at_validation(split, num_folds):
   """Two folds share images, or the test images change with the fold."""
-  cuts = [_cut(MNIST_LIKE, split, fold=fold) for fold in range(splits.NUM_FOLDS)]
+  cuts = [
+      _cut(MNIST_LIKE, split, num_folds=num_folds, fold=fold)
+      for fold in range(num_folds)
+  ]
   labelled = set(_numbers(cuts[0].train)) | set(_numbers(cuts[0].validation))
   seen = np.concatenate([_numbers(one.validation) for one in cuts])
   assert len(seen) == len(labelled) and set(seen) == labelled

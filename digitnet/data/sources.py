@@ -50,6 +50,7 @@ def load(
     manual_dir: str,
     split: str,
     split_seed: int,
+    num_folds: int = 10,
     fold: int = 0,
 ) -> Dataset:
   """Loads a data set and cuts it: the keywords are those of `config.data`.
@@ -61,7 +62,8 @@ def load(
     manual_dir: a folder with MNIST's four .gz files, for TFDS; '' for none.
     split: a name in `splits.SPLITS`.
     split_seed: of the permutation that is cut.
-    fold: which tenth of the labelled images validates, from 0.
+    num_folds: parts that the labelled images are cut into.
+    fold: which of these parts validates, from 0.
 
   Raises:
     UserError: a folder or a file is missing or wrong.
@@ -70,7 +72,7 @@ def load(
     source, corpus = _auto(dir, manual_dir, say)
   else:
     corpus = SOURCES[source](dir, manual_dir)
-  dataset = splits.cut(corpus, source, split, split_seed, fold)
+  dataset = splits.cut(corpus, source, split, split_seed, num_folds, fold)
   sizes = ' / '.join(f'{n:,} {name}' for name, n in dataset.split_sizes.items())
   say(f'data: {dataset.name}: {sizes} images')
   return dataset

@@ -8,10 +8,6 @@ from digitnet.data.corpus import Split
 from digitnet.errors import UserError
 
 
-# Of the images that are not test, one of as many parts validates.
-NUM_FOLDS = 10
-
-
 def permutation(size: int, *key: int) -> np.ndarray:
   """A fixed random order of `range(size)`: [size] int64.
 
@@ -38,9 +34,9 @@ def _cut(pool: Split, sizes: tuple[int, ...], seed: int) -> list[Split]:
   return [pool.take(part) for part in np.split(order, np.cumsum(sizes))]
 
 
-def _hold_out(pool: Split, fold: int) -> list[Split]:
-  """Train and validation: the tenth number `fold`, of `NUM_FOLDS`, validates."""
-  size = round(len(pool) / NUM_FOLDS)
+def _hold_out(pool: Split, num_folds: int, fold: int) -> list[Split]:
+  """Train and validation: part number `fold`, of `num_folds`, validates."""
+  size = round(len(pool) / num_folds)
   before, validation, after = (
       pool.take(part)
       for part in np.split(np.arange(len(pool)), [fold * size, (fold + 1) * size])
@@ -87,7 +83,12 @@ SPLITS = {'card': _card, 'standard': _standard}
 
 
 def cut(
-    corpus: Corpus, source: str, split: str, seed: int, fold: int = 0
+    corpus: Corpus,
+    source: str,
+    split: str,
+    seed: int,
+    num_folds: int = 10,
+    fold: int = 0,
 ) -> Dataset:
   """Cuts a corpus.
 
@@ -96,13 +97,14 @@ def cut(
     source: that source's name.
     split: a name in `SPLITS`.
     seed: of the permutation; equal seeds give equal splits.
-    fold: which tenth of the images that are not test validates, from 0.
+    num_folds: parts that the images that are not test are cut into.
+    fold: which of these parts validates, from 0.
 
   Raises:
     UserError: the corpus has no such split, or is too small for it.
   """
   labelled, test = SPLITS[split](corpus, seed)
-  train, validation = _hold_out(labelled, fold)
+  train, validation = _hold_out(labelled, num_folds, fold)
   if not (len(train) and len(validation) and len(test)):
     raise UserError(
         f'{corpus.name}: cut into {len(train)} train, {len(validation)}'
