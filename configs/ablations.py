@@ -18,6 +18,8 @@ _NO_AUGMENTATION = {
     'augment.elastic': 0.0,
     'augment.thickness': 0.0,
     'augment.noise': 0.0,
+    'augment.cutout': 0.0,
+    'augment.mixup': 0.0,
 }
 
 _STRONGER_GEOMETRY = {
@@ -60,6 +62,7 @@ ABLATIONS = {
     'cosine': {'optim.schedule': 'cosine'},
     'plateau': {'optim.schedule': 'plateau', 'eval_every': '3 epochs'},
     'cutout': {'augment.cutout': 8.0},
+    'mixup': {'augment.mixup': 0.2},
     'fade': {'fade.duration': '8 epochs'},
     'label_smoothing': {'optim.label_smoothing': 0.1},
     'average': {'optim.average_decay': 0.999},

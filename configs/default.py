@@ -76,6 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment.thickness = 0.0  # of strokes: 1 is up to a pixel more, or less
   config.augment.noise = 0.0  # fraction of the range, the highest standard deviation
   config.augment.cutout = 0.0  # pixels, the side of a square that is blacked out
+  config.augment.mixup = 0.0  # alpha of the Beta distribution of shares of two images
 
   # In the last part of the run all strengths are multiplied by the scale, so that it
   # ends on images more like those that are to be read.

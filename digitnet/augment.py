@@ -31,6 +31,9 @@ class Strengths:
       standard deviation drawn evenly from zero to this.
     cutout: pixels, the side of a square that is blacked out, its centre anywhere
       (DeVries and Taylor, 2017, arXiv:1708.04552).
+    mixup: the alpha of the Beta distribution that an image's share in its mixture with
+      another is drawn from (Zhang et al., 2018, arXiv:1710.09412). Their labels are
+      mixed too, so `mix` and the train step do it, and not `augment`.
   """
 
   rotation: float = 0.0
@@ -41,6 +44,7 @@ class Strengths:
   thickness: float = 0.0
   noise: float = 0.0
   cutout: float = 0.0
+  mixup: float = 0.0
 
 
 def fade(step: jax.Array, last_step: int, fade_steps: int, end: float) -> jax.Array:
@@ -83,6 +87,42 @@ def augment(
   return jax.vmap(
       lambda image, key: _augment_one(image, key, strengths, scale)
   )(images, keys)
+
+
+def mix(
+    images: jax.Array,
+    keys: jax.Array,
+    others: jax.Array,
+    strengths: Strengths,
+    scale: jax.Array | float = 1.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Mixes each image with one of `others`, drawn by its own key.
+
+  Not with its neighbour in the batch, which may lie on another device.
+
+  Args:
+    images: [N, H, W, C] uint8.
+    keys: [N] typed keys, one an example.
+    others: [M, H, W, C] uint8, all that there is to mix with.
+    strengths: of which `mixup` is used; may not be 0.
+    scale: [] what it is multiplied by; may be traced.
+
+  Returns:
+    [N, H, W, C] float32 in 0..255; [N] int32, the place of the other one; [N] float32,
+    its share, at most a half.
+  """
+
+  def draw(key):
+    of_place, of_share = jax.random.split(jax.random.fold_in(key, 5))
+    alpha = strengths.mixup * scale
+    share = jax.random.beta(of_share, alpha, alpha)
+    # Whichever has more is the image itself, so that an alpha of 0 leaves it alone.
+    share = jnp.where(alpha > 0, jnp.minimum(share, 1 - share), 0)
+    return jax.random.randint(of_place, (), 0, len(others)), share
+
+  places, shares = jax.vmap(draw)(keys)
+  weights = shares[:, None, None, None]
+  return (1 - weights) * images + weights * others[places], places, shares
 
 
 def _augment_one(image, key, strengths, scale):

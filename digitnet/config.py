@@ -114,6 +114,7 @@ RULES: dict[str, Rule] = {
     ),
     'augment.noise': _NOT_NEGATIVE,
     'augment.cutout': _NOT_NEGATIVE,
+    'augment.mixup': _NOT_NEGATIVE,
     'fade.duration': Rule(_is_duration, durations.ALLOWED),
     'fade.scale': _number(lambda value: 0 <= value <= 1, 'a number from 0 to 1'),
     'optim.learning_rate': _number(
@@ -251,6 +252,7 @@ _FREE = frozenset({'data.dir', 'data.manual_dir', 'write_report'})
 _AS_BEFORE = {
     'accumulation': 1,
     'all_reduce_dtype': 'float32',
+    'augment.mixup': 0.0,
     'augment.noise': 0.0,
     'data.num_folds': 10,
     'fade.duration': '0 epochs',

@@ -198,16 +198,23 @@ def write(
 
 def augmented_picture(config: ml_collections.ConfigDict, train: Split):
   """Training images, the first of each row as it is, the others changed."""
-  images = np.asarray(steps.to_float(train.images[:_SAMPLED]))
+  images = train.images[:_SAMPLED]
   repeated = np.repeat(images, _COLUMNS - 1, axis=0)
   keys = rng.example_keys(config.seed, 'augment', 0, np.arange(len(repeated)))
   strengths = augment.Strengths(**config.augment)
-  changed = np.asarray(jax.jit(
-      lambda images, keys: augment.augment(images, keys, strengths)
-  )(repeated, keys))  # fmt: skip
+
+  @jax.jit
+  def change(images, keys, others):
+    if strengths.mixup:
+      images, _, _ = augment.mix(images, keys, others, strengths)
+    return augment.augment(steps.to_float(images), keys, strengths)
+
+  changed = np.asarray(change(repeated, keys, train.images))
   rows = [
       np.concatenate([image[None], some])
-      for image, some in zip(images, np.split(changed, len(images)))
+      for image, some in zip(
+          np.asarray(steps.to_float(images)), np.split(changed, len(images))
+      )
   ]
   return pictures.digits(np.concatenate(rows), columns=_COLUMNS)
 

@@ -18,6 +18,7 @@ from digitnet import parallel
 from digitnet import rng
 from digitnet.metrics import BatchMetrics
 from digitnet.model import DigitNet
+from digitnet.model import NUM_CLASSES
 from digitnet.parallel import AXIS
 
 
@@ -93,7 +94,7 @@ def init_state(
 
 
 def to_float(images: jax.Array) -> jax.Array:
-  """uint8 pixels in 0..255 to float32 in [0, 1]."""
+  """Pixels in 0..255, uint8 or mixed, to float32 in [0, 1]."""
   return images.astype(jnp.float32) / 255
 
 
@@ -124,7 +125,7 @@ def make_train_step(
     strength_scale: by step, what `strengths` are multiplied by.
     clip_norm: gradients are scaled down to this global norm; 0 lets all pass.
     label_smoothing: the part of a label that is spread over all classes (Szegedy et
-      al., 2016); the reported loss has none.
+      al., 2016); the reported loss has none, nor of what is mixed in.
     average_decay: of the state's moving average of the parameters, if it has one; in
       the first steps less, as they would else stay at the initial ones.
     accumulation: parts that a device works on one after the other.
@@ -142,20 +143,26 @@ def make_train_step(
       """Gradients and metrics of some of this device's images."""
       dropout_keys = rng.example_keys(seed, 'dropout', state.step, places)
       augment_keys = rng.example_keys(seed, 'augment', state.step, places)
-      images = to_float(examples.images[batch.indices])
-      images = augment.augment(
-          images, augment_keys, strengths, strength_scale(state.step)
-      )
+      images = examples.images[batch.indices]
       labels = examples.labels[batch.indices]
+      scale = strength_scale(state.step)
+      targets = jax.nn.one_hot(labels, NUM_CLASSES)
+      if strengths.mixup:
+        images, places, shares = augment.mix(
+            images, augment_keys, examples.images, strengths, scale
+        )
+        others = jax.nn.one_hot(examples.labels[places], NUM_CLASSES)
+        targets = (1 - shares[:, None]) * targets + shares[:, None] * others
+      targets = optax.smooth_labels(targets, label_smoothing)
+      images = augment.augment(to_float(images), augment_keys, strengths, scale)
 
       def loss_fn(params):
         logits = model.apply({'params': params}, images, dropout_keys)
         metrics = BatchMetrics.compute(logits, labels, batch.mask)
         loss = metrics.loss
-        if label_smoothing:
-          evenly = -jax.nn.log_softmax(logits).mean(axis=-1)
-          loss *= 1 - label_smoothing
-          loss += label_smoothing * jnp.sum(jnp.where(batch.mask, evenly, 0))
+        if label_smoothing or strengths.mixup:
+          losses = optax.softmax_cross_entropy(logits, targets)
+          loss = jnp.sum(jnp.where(batch.mask, losses, 0))
         return loss / mean_count, metrics
 
       params = state.params

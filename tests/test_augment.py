@@ -186,3 +186,30 @@ def test_fade_is_of_the_last_steps_alone():
   scales = [float(augment.fade(step, 10, 3, 0.25)) for step in range(10)]
   assert scales == [1.0] * 7 + [0.25] * 3
   assert float(augment.fade(9, 10, 0, 0.25)) == 1.0
+
+
+def test_mixup_is_a_weighted_mean_with_another_image(digits):
+  """The partner is always the same, shares are one a batch, or weights miss one."""
+  others = digits(12)[0]
+  images = jnp.repeat(others[:1], 64, axis=0)
+  mixed, places, shares = augment.mix(
+      images, _keys(64), others, augment.Strengths(mixup=1.0)
+  )
+  assert set(np.asarray(places)) == set(range(12))
+  assert 0 <= shares.min() < 0.05 and 0.45 < shares.max() <= 0.5
+  weights = np.asarray(shares)[:, None, None, None]
+  wanted = (1 - weights) * others[0].astype(float) + weights * others[places]
+  np.testing.assert_allclose(mixed, wanted, atol=1e-3)
+
+
+def test_mixup_follows_beta_and_its_scale():
+  """The strength is not alpha, or a faded one is not a number."""
+  images = jnp.zeros((2000, 1, 1, 1), jnp.uint8)
+  draw = jax.jit(lambda scale: augment.mix(
+      images, _keys(2000), images, augment.Strengths(mixup=0.4), scale
+  )[2])  # fmt: skip
+  draws = np.random.default_rng(0).beta(0.4, 0.4, 100_000)
+  assert draw(1.0).mean() == pytest.approx(np.minimum(draws, 1 - draws).mean(), abs=0.01)
+  draws = np.random.default_rng(0).beta(0.1, 0.1, 100_000)
+  assert draw(0.25).mean() == pytest.approx(np.minimum(draws, 1 - draws).mean(), abs=0.01)
+  assert not draw(0.0).any()

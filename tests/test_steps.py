@@ -12,12 +12,13 @@ from digitnet import augment
 from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import parallel
+from digitnet import rng
 from digitnet import steps
 
 NO_CHANGE = augment.Strengths()
 CHANGE = augment.Strengths(
     rotation=20, zoom=0.1, shear=0.1, translation=2, elastic=0.5, thickness=0.2,
-    noise=0.1, cutout=2,
+    noise=0.1, cutout=2, mixup=0.5,
 )  # fmt: skip
 
 
@@ -161,6 +162,28 @@ def test_label_smoothing_is_minimized_and_not_reported(net, digits):
   wanted = 0.1 * grads['logits']['kernel']
   ours = after.opt_state[0].mu['logits']['kernel']
   np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-8)
+
+
+def test_mixup_mixes_labels_as_it_mixes_images(net, digits):
+  """The label is that of one image alone, of a third one, or mixed the other way."""
+  images, labels = digits(8)
+  strengths = augment.Strengths(mixup=1.0)
+  state, step = _start(net(), strengths=strengths)
+  after, report = _run(step, state, images, labels, range(8), [True] * 8)
+  keys = rng.example_keys(0, 'augment', jnp.int32(0), jnp.arange(8))
+  mixed, places, shares = augment.mix(images, keys, images, strengths)
+  assert (shares > 0.1).any()
+
+  def loss(params, targets):
+    logits = net().apply({'params': params}, mixed / 255)
+    return optax.softmax_cross_entropy(logits, targets).mean()
+
+  one_hot = np.eye(10)[labels]
+  targets = (1 - shares[:, None]) * one_hot + shares[:, None] * one_hot[places]
+  grads = jax.grad(loss)(state.params, targets)
+  ours = after.opt_state[0].mu['logits']['kernel']
+  np.testing.assert_allclose(ours, 0.1 * grads['logits']['kernel'], rtol=1e-3, atol=1e-8)
+  assert report.metrics.loss / 8 == pytest.approx(float(loss(state.params, one_hot)), rel=1e-5)
 
 
 def test_average_follows_the_parameters(net, digits):
