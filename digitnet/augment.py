@@ -108,8 +108,8 @@ def mix(
     scale: [] what it is multiplied by; may be traced.
 
   Returns:
-    [N, H, W, C] float32 in 0..255; [N] int32, the place of the other one; [N] float32,
-    its share, at most a half.
+    [N, H, W, C] float32 in 0..255; [N] int32, the places of those mixed in; [N] float32,
+    their shares, at most a half.
   """
 
   def draw(key):

@@ -125,7 +125,7 @@ def make_train_step(
     strength_scale: by step, what `strengths` are multiplied by.
     clip_norm: gradients are scaled down to this global norm; 0 lets all pass.
     label_smoothing: the part of a label that is spread over all classes (Szegedy et
-      al., 2016); the reported loss has none, nor of what is mixed in.
+      al., 2016); the reported loss has none, and knows nothing of mixup.
     average_decay: of the state's moving average of the parameters, if it has one; in
       the first steps less, as they would else stay at the initial ones.
     accumulation: parts that a device works on one after the other.
@@ -148,10 +148,10 @@ def make_train_step(
       scale = strength_scale(state.step)
       targets = jax.nn.one_hot(labels, NUM_CLASSES)
       if strengths.mixup:
-        images, places, shares = augment.mix(
+        images, partners, shares = augment.mix(
             images, augment_keys, examples.images, strengths, scale
         )
-        others = jax.nn.one_hot(examples.labels[places], NUM_CLASSES)
+        others = jax.nn.one_hot(examples.labels[partners], NUM_CLASSES)
         targets = (1 - shares[:, None]) * targets + shares[:, None] * others
       targets = optax.smooth_labels(targets, label_smoothing)
       images = augment.augment(to_float(images), augment_keys, strengths, scale)

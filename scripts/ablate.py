@@ -10,8 +10,9 @@ A variant is a name in configs/ablations.py, or changes of its baseline, KEY=VAL
 blanks between; without any, all names are run. Each repeat has a seed of its own, and
 its own part of the labelled images for validation, a tenth, the same for all variants:
 these are compared in pairs (Student's t-test). A tenth tells recipes apart by luck alone
-where they are good: with --set data.num_folds=2 one half trains, the other validates. The test split stays sealed, unless
---score_test says otherwise. The same command again runs what is not finished yet.
+where they are good: with --set data.num_folds=2 one half trains, the other validates.
+The test split stays sealed, unless --score_test says otherwise. The same command again
+runs what is not finished yet.
 
 Left in --output: the workdir of each run, and ablations.md, .csv and .png.
 """

@@ -12,7 +12,7 @@ from configs import default
 from digitnet import metrics_log, train
 config = default.get_config()
 config.update_from_flattened_dict(
-    {**TINY, 'log_every': '1 steps', 'model.dtype': '{DTYPE}'}
+    {**TINY, 'log_every': '1 steps', 'model.dtype': '{DTYPE}', 'augment.mixup': 0.2}
 )
 assert config.augment.rotation and any(config.model.dense_dropout_rates)
 with tempfile.TemporaryDirectory() as workdir:
