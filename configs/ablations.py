@@ -22,14 +22,6 @@ _NO_AUGMENTATION = {
     'augment.mixup': 0.0,
 }
 
-_STRONGER_GEOMETRY = {
-    'augment.rotation': 16.0,
-    'augment.zoom': 0.15,
-    'augment.shear': 0.2,
-    'augment.translation': 2.5,
-    'augment.elastic': 0.8,
-}
-
 ABLATIONS = {
     'baseline': {},
     # Parts of the recipe taken away in turn.
@@ -67,9 +59,18 @@ ABLATIONS = {
     'label_smoothing': {'optim.label_smoothing': 0.1},
     'average': {'optim.average_decay': 0.999},
     'clipping': {'optim.clip_norm': 1.0},
-    'stronger_geometry': _STRONGER_GEOMETRY,
-    'smoothing_and_geometry': {**_STRONGER_GEOMETRY, 'optim.label_smoothing': 0.1},
-    'less_conv_dropout': {'model.conv_dropout_rates': (0.25, 0.25)},
+    'stronger_geometry': {
+        'augment.rotation': 16.0,
+        'augment.zoom': 0.15,
+        'augment.shear': 0.2,
+        'augment.translation': 2.5,
+        'augment.elastic': 0.8,
+    },
+    'less_dropout_more_decay': {
+        'model.conv_dropout_rates': (0.25, 0.25),
+        'model.dense_dropout_rates': (0.3, 0.3),
+        'optim.weight_decay': 0.15,
+    },
     'twice_as_long': {'duration': '150 epochs', 'optim.warmup': '11.25 epochs'},
     # Other networks and arithmetic.
     'narrow_head': {
