@@ -37,14 +37,14 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.dir = ''
   # Folder with MNIST's four .gz files already fetched, for TFDS; '' downloads.
   config.data.manual_dir = ''
-  # 'card' (37,800 / 4,200 / 28,000) or 'standard' (54,000 / 6,000 / 10,000).
+  # 'card' (37,800 / 4,200 / 28,000) or 'standard' (54,000 / 6,000 / 10,000), with ten folds.
   config.data.split = 'card'
   # Of the permutation that is cut; apart from `seed`, so that runs with other
   # seeds are scored on the same images.
   config.data.split_seed = 0
-  # The images that are not test are cut into so many parts, of which the one with this
-  # number validates, from 0; the others train.
+  # Parts that the images that are not test are cut into: one validates, the others train.
   config.data.num_folds = 10
+  # Which of them validates, from 0.
   config.data.fold = 0
 
   config.model = ml_collections.ConfigDict()

@@ -14,8 +14,8 @@ _CONTROL_POINTS = 4
 class Strengths:
   """How far each random change may go; zero is not at all.
 
-  All but `elastic`, `noise` and `cutout` are drawn evenly between minus and plus their
-  value.
+  All but `elastic`, `noise`, `cutout` and `mixup` are drawn evenly between minus and
+  plus their value.
 
   Attributes:
     rotation: degrees.
@@ -98,7 +98,8 @@ def mix(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Mixes each image with one of `others`, drawn by its own key.
 
-  Not with its neighbour in the batch, which may lie on another device.
+  Not with its neighbour in the batch, which may lie on another device. It is for before
+  `augment`, which then changes both alike; Zhang et al. mix what has been changed.
 
   Args:
     images: [N, H, W, C] uint8.

@@ -114,7 +114,9 @@ RULES: dict[str, Rule] = {
     ),
     'augment.noise': _NOT_NEGATIVE,
     'augment.cutout': _NOT_NEGATIVE,
-    'augment.mixup': _NOT_NEGATIVE,
+    'augment.mixup': _number(
+        lambda value: 0 <= value <= 100, 'a number from 0 to 100'
+    ),
     'fade.duration': Rule(_is_duration, durations.ALLOWED),
     'fade.scale': _number(lambda value: 0 <= value <= 1, 'a number from 0 to 1'),
     'optim.learning_rate': _number(

@@ -145,8 +145,8 @@ def make_train_step(
       augment_keys = rng.example_keys(seed, 'augment', state.step, places)
       images = examples.images[batch.indices]
       labels = examples.labels[batch.indices]
-      scale = strength_scale(state.step)
       targets = jax.nn.one_hot(labels, NUM_CLASSES)
+      scale = strength_scale(state.step)
       if strengths.mixup:
         images, partners, shares = augment.mix(
             images, augment_keys, examples.images, strengths, scale

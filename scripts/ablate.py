@@ -8,11 +8,11 @@
 
 A variant is a name in configs/ablations.py, or changes of its baseline, KEY=VALUE with
 blanks between; without any, all names are run. Each repeat has a seed of its own, and
-its own part of the labelled images for validation, a tenth, the same for all variants:
-these are compared in pairs (Student's t-test). A tenth tells recipes apart by luck alone
-where they are good: with --set data.num_folds=2 one half trains, the other validates.
-The test split stays sealed, unless --score_test says otherwise. The same command again
-runs what is not finished yet.
+its own tenth of the labelled images for validation, the same for all variants: these
+are compared in pairs (Student's t-test). A tenth is too few images to tell good recipes
+apart; with --set data.num_folds=2 halves take turns at validation. Repeats on one half
+share its images, so that p then says too much. The test split stays sealed, unless
+--score_test says otherwise. The same command again runs what is not finished yet.
 
 Left in --output: the workdir of each run, and ablations.md, .csv and .png.
 """
@@ -42,6 +42,12 @@ def main() -> None:
   parser.add_argument('--output', required=True)
   parser.add_argument('--repeats', type=cli.positive, default=3, help='default: 3')
   parser.add_argument(
+      '--first_repeat',
+      type=int,
+      default=0,
+      help='its seed: for seeds that nothing was chosen by; default: 0',
+  )
+  parser.add_argument(
       '--set',
       action='append',
       default=[],
@@ -65,6 +71,8 @@ def main() -> None:
       )
   if 'baseline' not in variants:
     variants = ['baseline', *variants]
+  if args.first_repeat < 0:
+    raise UserError(f'--first_repeat={args.first_repeat}: must be 0 or more')
   for variant in variants:
     _check(variant, args)
   from digitnet import pictures  # which takes a second that a typo need not wait for
@@ -89,13 +97,14 @@ def main() -> None:
 def _run_all(variants, args):
   """What results.json of each run holds, by variant: one a repeat, None if it failed."""
   jobs = {}
+  repeats = range(args.first_repeat, args.first_repeat + args.repeats)
   with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-    for repeat in range(args.repeats):
+    for repeat in repeats:
       for variant in variants:
         jobs[variant, repeat] = pool.submit(_run, variant, repeat, args)
     try:
       return {
-          variant: [jobs[variant, repeat].result() for repeat in range(args.repeats)]
+          variant: [jobs[variant, repeat].result() for repeat in repeats]
           for variant in variants
       }
     except BaseException:
@@ -137,6 +146,11 @@ def _check(variant, args):
   from digitnet import config as config_lib
   from ml_collections import config_flags
 
+  if any(change.startswith('data.') for change in variant.split()):
+    raise UserError(
+        f'{variant}: would be compared on other images than the baseline; give data.*'
+        ' with --set, for all runs'
+    )
   values = flags.FlagValues()
   argv = ['main.py', *_config_flags(variant, 0, args)]
   config = config_flags.DEFINE_config_file(

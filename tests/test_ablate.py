@@ -92,6 +92,13 @@ def test_each_repeat_has_its_seed_and_fold():
   assert '--config.data.fold=1' in ablate._config_flags('plain', 12, args)
 
 
+def test_repeats_may_start_at_new_seeds(monkeypatch):
+  """A choice is confirmed by the very runs that it was made by."""
+  monkeypatch.setattr(ablate, '_run', lambda variant, repeat, args: (variant, repeat))
+  args = argparse.Namespace(jobs=1, repeats=2, first_repeat=24)
+  assert ablate._run_all(['plain'], args) == {'plain': [('plain', 24), ('plain', 25)]}
+
+
 def test_what_is_set_for_all_does_not_undo_a_variant():
   """A variant is the baseline under another name."""
   args = argparse.Namespace(set=['optim.schedule=plateau'], score_test=False)
@@ -107,6 +114,8 @@ def test_what_is_set_for_all_does_not_undo_a_variant():
         (['optim.b3=1'], 'b3'),
         (['--set', 'duration=3'], 'config.duration'),
         (['--set', 'data.num_folds=0'], 'config.data.num_folds'),
+        (['optim.b2=0.9 data.fold=1'], 'on other images'),
+        (['--first_repeat=-1'], '--first_repeat=-1'),
     ],
 )
 def test_mistakes_are_told(tmp_path, run_python, arguments, complaint):

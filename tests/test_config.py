@@ -116,6 +116,7 @@ def test_no_default_hides_in_the_package():
         ('augment.zoom', 1.0),
         ('augment.shear', math.nan),
         ('augment.translation', -2.0),
+        ('augment.mixup', 1e39),
     ],
 )
 def test_bad_values_are_named(name, value):

@@ -12,7 +12,7 @@ from configs import default
 from digitnet import metrics_log, train
 config = default.get_config()
 config.update_from_flattened_dict(
-    {**TINY, 'log_every': '1 steps', 'model.dtype': '{DTYPE}', 'augment.mixup': 0.2}
+    {**TINY, 'log_every': '1 steps', 'model.dtype': '{DTYPE}', 'augment.mixup': {MIXUP}}
 )
 assert config.augment.rotation and any(config.model.dense_dropout_rates)
 with tempfile.TemporaryDirectory() as workdir:
@@ -56,7 +56,7 @@ def curves():
 @pytest.mark.parametrize('num_devices', [1, 2, 4, 8])
 def test_training_curve(on_devices, curves, num_devices):
   """Keys per device, or means of unequal shards: another curve a device count."""
-  out = _train(on_devices, num_devices, 'float32')
+  out = _train(on_devices, num_devices, 'float32', mixup=0.0)
   curves[num_devices] = out
   one = curves[1]
   assert out['counts'] == one['counts'] and len(out['losses']) == 20
@@ -70,8 +70,11 @@ def test_training_curve(on_devices, curves, num_devices):
 
 @pytest.mark.parametrize('num_devices', [1, 2, 8])
 def test_training_curve_in_bfloat16(on_devices, curves, num_devices):
-  """A device's sum is left out, or kept in eight bits, where oneDNN makes gradients."""
-  out = _train(on_devices, num_devices, 'bfloat16')
+  """A device's sum is left out, or kept in eight bits, where oneDNN makes gradients.
+
+  Or images are mixed with others on another number of devices.
+  """
+  out = _train(on_devices, num_devices, 'bfloat16', mixup=0.2)
   one = curves.setdefault('bfloat16', out)
   assert out['counts'] == one['counts']
   for name in ('losses', 'norms'):
@@ -81,8 +84,8 @@ def test_training_curve_in_bfloat16(on_devices, curves, num_devices):
   np.testing.assert_allclose(out['norms'], one['norms'], rtol=1e-1)
 
 
-def _train(on_devices, num_devices, dtype):
-  code = _TRAIN.replace('{DTYPE}', dtype)
+def _train(on_devices, num_devices, dtype, mixup):
+  code = _TRAIN.replace('{DTYPE}', dtype).replace('{MIXUP}', str(mixup))
   out = json.loads(on_devices(num_devices, code).splitlines()[-1])
   assert out['devices'] == num_devices
   return out

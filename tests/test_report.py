@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from configs import default
 from digitnet import pictures
 from digitnet import report
 from digitnet import train
 from digitnet.data import label_errors
+from digitnet.data.corpus import Split
 from digitnet.workdir import Workdir
 
 
@@ -32,6 +34,19 @@ def _scored(predicted, labels, confidence):
       (1, 28, 28, 1), np.uint8
   )
   return report.Scored('test', images, np.asarray(labels), probs)
+
+
+def test_augmented_images_are_those_that_are_trained_on(monkeypatch, digits):
+  """Mixtures are trained on, and the page shows none; or it shows all changed."""
+  train_split = Split(*digits(20))
+  monkeypatch.setattr(pictures, 'digits', lambda images, columns: images)
+  config = default.get_config()
+  config.augment.update({name: 0.0 for name in config.augment})
+  plain = report.augmented_picture(config, train_split)
+  config.augment.mixup = 1.0
+  mixed = report.augmented_picture(config, train_split)
+  changed = (mixed != plain).any(axis=(1, 2, 3)).reshape(6, -1)
+  assert not changed[:, 0].any() and changed[:, 1:].mean() > 0.8
 
 
 def test_a_run_ends_with_its_report(finished):

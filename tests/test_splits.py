@@ -60,7 +60,7 @@ def test_splits_are_disjoint_and_complete(corpus, split, sizes):
 
 
 @pytest.mark.parametrize('split', ['card', 'standard'])
-@pytest.mark.parametrize('num_folds', [2, 9, 10])
+@pytest.mark.parametrize('num_folds', [2, 9, 10, 11])
 def test_folds_take_turns_at_validation(split, num_folds):
   """Two folds share images, or the test images change with the fold."""
   cuts = [

@@ -164,11 +164,12 @@ def test_label_smoothing_is_minimized_and_not_reported(net, digits):
   np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-8)
 
 
-def test_mixup_mixes_labels_as_it_mixes_images(net, digits):
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_mixup_mixes_labels_as_it_mixes_images(net, digits, smoothing):
   """The label is that of one image alone, of a third one, or mixed the other way."""
   images, labels = digits(8)
   strengths = augment.Strengths(mixup=1.0)
-  state, step = _start(net(), strengths=strengths)
+  state, step = _start(net(), strengths=strengths, label_smoothing=smoothing)
   after, report = _run(step, state, images, labels, range(8), [True] * 8)
   keys = rng.example_keys(0, 'augment', jnp.int32(0), jnp.arange(8))
   mixed, places, shares = augment.mix(images, keys, images, strengths)
@@ -180,10 +181,12 @@ def test_mixup_mixes_labels_as_it_mixes_images(net, digits):
 
   one_hot = np.eye(10)[labels]
   targets = (1 - shares[:, None]) * one_hot + shares[:, None] * one_hot[places]
-  grads = jax.grad(loss)(state.params, targets)
+  grads = jax.grad(loss)(state.params, optax.smooth_labels(targets, smoothing))
   ours = after.opt_state[0].mu['logits']['kernel']
-  np.testing.assert_allclose(ours, 0.1 * grads['logits']['kernel'], rtol=1e-3, atol=1e-8)
-  assert report.metrics.loss / 8 == pytest.approx(float(loss(state.params, one_hot)), rel=1e-5)
+  wanted = 0.1 * grads['logits']['kernel']
+  np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-8)
+  reported = pytest.approx(float(loss(state.params, one_hot)), rel=1e-5)
+  assert report.metrics.loss / 8 == reported
 
 
 def test_average_follows_the_parameters(net, digits):

@@ -37,9 +37,10 @@ def _cut(pool: Split, sizes: tuple[int, ...], seed: int) -> list[Split]:
 def _hold_out(pool: Split, num_folds: int, fold: int) -> list[Split]:
   """Train and validation: part number `fold`, of `num_folds`, validates."""
   size = round(len(pool) / num_folds)
+  # The last one has what is left, be it a few more or fewer.
+  stop = len(pool) if fold == num_folds - 1 else (fold + 1) * size
   before, validation, after = (
-      pool.take(part)
-      for part in np.split(np.arange(len(pool)), [fold * size, (fold + 1) * size])
+      pool.take(part) for part in np.split(np.arange(len(pool)), [fold * size, stop])
   )
   return [_concatenate(before, after), validation]
 
@@ -109,6 +110,6 @@ def cut(
     raise UserError(
         f'{corpus.name}: cut into {len(train)} train, {len(validation)}'
         f' validation and {len(test)} test images, and none may be empty:'
-        ' give more images'
+        ' give more images, or a smaller config.data.num_folds'
     )
   return Dataset(corpus.name, source, train, validation, test)
