@@ -105,13 +105,15 @@ def mix(
     images: [N, H, W, C] uint8.
     keys: [N] typed keys, one an example.
     others: [M, H, W, C] uint8, all that there is to mix with.
-    strengths: of which `mixup` is used; may not be 0.
+    strengths: of which `mixup` is used; 0 leaves the images as they are.
     scale: [] what it is multiplied by; may be traced.
 
   Returns:
-    [N, H, W, C] float32 in 0..255; [N] int32, the places of those mixed in; [N] float32,
+    [N, H, W, C] in 0..255, float32 where mixed; [N] int32, the places of those mixed in; [N] float32,
     their shares, at most a half.
   """
+  if not strengths.mixup:
+    return images, jnp.zeros(len(images), jnp.int32), jnp.zeros(len(images))
 
   def draw(key):
     of_place, of_share = jax.random.split(jax.random.fold_in(key, 5))

@@ -205,8 +205,7 @@ def augmented_picture(config: ml_collections.ConfigDict, train: Split):
 
   @jax.jit
   def change(images, keys, others):
-    if strengths.mixup:
-      images, _, _ = augment.mix(images, keys, others, strengths)
+    images, _, _ = augment.mix(images, keys, others, strengths)
     return augment.augment(steps.to_float(images), keys, strengths)
 
   changed = np.asarray(change(repeated, keys, train.images))

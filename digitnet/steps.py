@@ -145,16 +145,17 @@ def make_train_step(
       augment_keys = rng.example_keys(seed, 'augment', state.step, places)
       images = examples.images[batch.indices]
       labels = examples.labels[batch.indices]
-      targets = jax.nn.one_hot(labels, NUM_CLASSES)
-      scale = strength_scale(state.step)
-      if strengths.mixup:
-        images, partners, shares = augment.mix(
-            images, augment_keys, examples.images, strengths, scale
-        )
-        others = jax.nn.one_hot(examples.labels[partners], NUM_CLASSES)
-        targets = (1 - shares[:, None]) * targets + shares[:, None] * others
-      targets = optax.smooth_labels(targets, label_smoothing)
-      images = augment.augment(to_float(images), augment_keys, strengths, scale)
+      fading = strength_scale(state.step)
+      images, partners, shares = augment.mix(
+          images, augment_keys, examples.images, strengths, fading
+      )
+      images = augment.augment(to_float(images), augment_keys, strengths, fading)
+      own, other = (
+          jax.nn.one_hot(x, NUM_CLASSES) for x in (labels, examples.labels[partners])
+      )
+      targets = optax.smooth_labels(
+          (1 - shares[:, None]) * own + shares[:, None] * other, label_smoothing
+      )
 
       def loss_fn(params):
         logits = model.apply({'params': params}, images, dropout_keys)

@@ -124,9 +124,9 @@ def _config_flags(variant, repeat, args):
   # What makes the variant goes before what is set for all runs. Of a key that came
   # twice ml_collections would join the tuples.
   given = dict(change.partition('=')[::2] for change in (*args.set, *of_variant))
-  num_folds = given.get('data.num_folds', '10')
-  # Where it is no such number, `_check` tells.
-  num_folds = int(num_folds) if num_folds.isdecimal() and int(num_folds) else 10
+  num_folds = ablations.get_config().data.num_folds
+  if (text := given.get('data.num_folds', '')).isdecimal():
+    num_folds = int(text) or num_folds  # What is no such number, `_check` tells.
   changes = {
       'seed': repeat,
       'data.fold': repeat % num_folds,
