@@ -180,6 +180,21 @@ def _write_tensorboard(run, config, results, pictures):
     warn(f'{run.tensorboard}: not written to ({error})')
 
 
+def _warn_of_waste(config, plan, model):
+  """Of what is allowed, but is hardly meant."""
+  if plan.warmup >= plan.last_step:
+    warn(
+        f'config.optim.warmup={config.optim.warmup!r}: the learning rate rises to the end'
+        f' of this run ({plan.last_step:,} steps); name a shorter one, or train for longer'
+    )
+  is_on_cpu = jax.default_backend() == 'cpu'
+  if model.dtype == 'bfloat16' and is_on_cpu and not model.by_onednn:
+    warn(
+        "config.model.dtype='bfloat16': is slower than 'float32' here; it is quick on"
+        ' CPUs with AMX, with JAX 0.11 or later, in one process'
+    )
+
+
 def train(
     config: ml_collections.ConfigDict,
     plan: Plan,
@@ -234,6 +249,8 @@ def train(
       f' {plan.steps_per_epoch:,} an epoch'
       + (f'; resuming after step {step:,}' if step else '')
   )
+  if cluster.is_main():
+    _warn_of_waste(config, plan, model)
 
   # All that the steps read is put on the devices once.
   state = parallel.replicate(state)

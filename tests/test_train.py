@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from digitnet import onednn
 from digitnet import predict
 from digitnet import train
 from digitnet.checkpoint import Checkpoints
@@ -377,3 +379,25 @@ def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tm
   thread.start()
   thread.join()
   assert not errors and (tmp_path / 'results.json').exists()
+
+
+@pytest.mark.parametrize(
+    'overrides, says',
+    [
+        ({}, ''),
+        ({'optim.warmup': '2 steps'}, 'rises to the end of this run (2 steps)'),
+        ({'model.dtype': 'bfloat16'}, "slower than 'float32' here"),
+    ],
+)
+def test_what_is_hardly_meant_is_warned_of(
+    overrides, says, tiny_config, tmp_path, monkeypatch, capsys
+):
+  """A run is wasted on a learning rate that never falls, or on emulated arithmetic."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
+  monkeypatch.setattr(onednn, 'is_available', lambda operand_dtype: False)
+  config = tiny_config(
+      {'duration': '2 steps', 'optim.warmup': '1 steps', **overrides}
+  )
+  train.train_and_evaluate(config, str(tmp_path / 'run'))
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == bool(says) and all(says in line for line in lines), lines
