@@ -52,15 +52,21 @@ def main() -> None:
   # After the arguments: importing JAX takes a second.
   from digitnet import calibration
   from digitnet import corruptions
+  from digitnet import imaging
   from digitnet import predict
   from digitnet.metrics import Metrics
 
   mistakes = args.mistakes and cli.folder(args.mistakes)
+  picture = next(filter(imaging.is_picture, args.files), None)
+  if picture:
+    raise UserError(
+        f'{picture}: a picture has no label to score against; scripts/predict.py reads it'
+    )
+  name = ', '.join(args.files)
+  # Before the networks, which take seconds.
+  examples = predict.read_files(args.files) if args.files else None
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
-  if args.files:
-    name = ', '.join(args.files)
-    examples = predict.read_files(args.files)
-  else:
+  if examples is None:
     dataset = predict.load_data(predictors)
     split = args.split or 'validation'
     name = f'{dataset.name}, {split}'

@@ -87,9 +87,10 @@ def _read_pictures(args):
   import numpy as np
 
   seen = args.seen and cli.folder(args.seen)
+  names = imaging.find_pictures(args.files)
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   found, num_bad = [], 0
-  for name in imaging.find_pictures(args.files):
+  for name in names:
     try:
       if name == '-':
         content = sys.stdin.buffer.read()

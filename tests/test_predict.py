@@ -206,6 +206,7 @@ def test_a_run_of_an_older_digitnet_is_used(workdir, tmp_path, digits):
         ('predict', ['{files}/none.csv'], 'no such file'),
         ('predict', ['{files}'], 'no pictures in this folder'),
         ('evaluate', ['{files}'], 'no such file'),
+        ('evaluate', ['{files}/seven.png'], 'a picture has no label'),
         ('predict', [], 'FILES'),
         ('evaluate', ['--split=all'], 'invalid choice'),
     ],

@@ -89,7 +89,7 @@ def _decode(path, line):
   try:
     return line.decode('utf-8-sig')
   except UnicodeDecodeError:
-    raise UserError(f'{path}: not a text file') from None
+    raise UserError(f'{path}: not a CSV file, which is text') from None
 
 
 def _in_range(table, has_labels):
