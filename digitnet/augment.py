@@ -110,8 +110,8 @@ def mix(
     scale: [] what it is multiplied by; may be traced.
 
   Returns:
-    [N, H, W, C] in 0..255, float32 where mixed; [N] int32, the places of those mixed in; [N] float32,
-    their shares, at most a half.
+    [N, H, W, C] in 0..255, float32 where mixed; [N] int32, the places of those mixed
+    in; [N] float32, their shares, at most a half.
   """
   if not strengths.mixup:
     return images, jnp.zeros(len(images), jnp.int32), jnp.zeros(len(images))
