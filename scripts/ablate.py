@@ -12,7 +12,8 @@ its own tenth of the labelled images for validation, the same for all variants: 
 are compared in pairs (Student's t-test). A tenth is too few images to tell good recipes
 apart; with --set data.num_folds=2 halves take turns at validation. Repeats on one half
 share its images, so that p then says too much. The test split stays sealed, unless
---score_test says otherwise. The same command again runs what is not finished yet.
+--score_test says otherwise. The same command again runs what is not finished yet, and
+goes on with what was stopped.
 
 Left in --output: the workdir of each run, and ablations.md, .csv and .png.
 """
@@ -25,6 +26,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import threading
 
 from digitnet import cli
 from digitnet.errors import UserError
@@ -94,22 +96,54 @@ def main() -> None:
   pictures.save(pictures.dots(errors), args.output / 'ablations.png')
 
 
+class _Processes:
+  """The runs under way; once they are stopped, none begins."""
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._running: set[subprocess.Popen] = set()
+    self._is_stopped = False
+
+  def run(self, command, **options) -> tuple[int, str]:
+    """The exit code, and what was written to stderr."""
+    with self._lock:
+      if self._is_stopped:
+        raise UserError('stopped before it began')
+      process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+      self._running.add(process)
+    _, stderr = process.communicate()
+    with self._lock:
+      self._running.remove(process)
+    return process.returncode, stderr
+
+  def stop(self) -> None:
+    """Has each save its state and end."""
+    with self._lock:
+      self._is_stopped = True
+      for process in self._running:
+        process.terminate()
+
+
 def _run_all(variants, args):
   """What results.json of each run holds, by variant: one a repeat, None if it failed."""
   jobs = {}
+  processes = _Processes()
   repeats = range(args.first_repeat, args.first_repeat + args.repeats)
   with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
     for repeat in repeats:
       for variant in variants:
-        jobs[variant, repeat] = pool.submit(_run, variant, repeat, args)
+        jobs[variant, repeat] = pool.submit(_run, variant, repeat, args, processes)
     try:
       return {
           variant: [jobs[variant, repeat].result() for repeat in repeats]
           for variant in variants
       }
-    except BaseException:
+    except BaseException as error:
       for job in jobs.values():
         job.cancel()
+      # Ctrl-C has reached the runs too, which would not save after a second signal.
+      if not isinstance(error, KeyboardInterrupt):
+        processes.stop()
       raise
 
 
@@ -164,24 +198,24 @@ def _check(variant, args):
     raise UserError(f'{variant}: {cli.config_mistake(error)}') from None
 
 
-def _run(variant, repeat, args):
+def _run(variant, repeat, args, processes):
   """One run of main.py; None where training failed."""
   from digitnet.workdir import Workdir
 
   workdir = args.output / variant.replace('/', '_') / f'repeat_{repeat}'
   workdir.parent.mkdir(parents=True, exist_ok=True)
   with workdir.with_suffix('.log').open('w') as log:
-    process = subprocess.run(
+    code, stderr = processes.run(
         [
             sys.executable, _ROOT / 'main.py', f'--workdir={workdir}',
             *_config_flags(variant, repeat, args),
         ],
-        stdout=log, stderr=subprocess.PIPE, text=True, check=False,
+        stdout=log,
         # Several runs share a GPU, of which the first would take most of the memory.
         env={'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **os.environ},
     )  # fmt: skip
-  last = (process.stderr.strip().splitlines() or ['no word'])[-1]
-  if process.returncode == 0:
+  last = (stderr.strip().splitlines() or ['no word'])[-1]
+  if code == 0:
     results = Workdir(str(workdir)).load_results()
     print(
         f'{variant}, repeat {repeat}: {results["validation"]["num_errors"]} of'
@@ -190,7 +224,7 @@ def _run(variant, repeat, args):
         flush=True,
     )
     return results
-  if process.returncode == 1:
+  if code == 1:
     print(f'{variant}, repeat {repeat}: failed: {last}', file=sys.stderr, flush=True)
     return None
   raise UserError(f'{variant}, repeat {repeat}: {last}')

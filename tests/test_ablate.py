@@ -1,11 +1,19 @@
 """The ablation tool: its arithmetic, and a whole small comparison."""
 
 import argparse
+import contextlib
 import csv
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
+from digitnet import lock
+from digitnet.checkpoint import Checkpoints
+from digitnet.workdir import Workdir
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'scripts'))
@@ -76,6 +84,42 @@ def test_a_comparison_is_resumed_and_leaves_its_tables(tmp_path, run_python, tin
   assert (tmp_path / 'ablations.md').read_text() == first.stdout
 
 
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_stopping_it_stops_its_runs_which_save(tmp_path, tiny_flags, signum):
+  """A run goes on without its tool, for hours, or loses what it has done."""
+  changes = [
+      flag.removeprefix('--config.') for flag in tiny_flags({'duration': '1000000 steps'})
+  ]
+  command = [
+      sys.executable, 'scripts/ablate.py', f'--output={tmp_path}', '--repeats=2', '--jobs=2',
+      'baseline', *(word for change in changes for word in ('--set', change)),
+  ]  # fmt: skip
+  process = subprocess.Popen(
+      command, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+      stderr=subprocess.PIPE, text=True, start_new_session=True,
+  )  # fmt: skip
+  logs = [tmp_path / f'baseline/repeat_{repeat}.log' for repeat in (0, 1)]
+  try:
+    deadline = time.monotonic() + 120
+    while not all(log.exists() and 'loss' in log.read_text() for log in logs):
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.1)
+    # The terminal's Ctrl-C goes to all processes in its foreground.
+    kill = os.killpg if signum == signal.SIGINT else os.kill
+    kill(process.pid, signum)
+    _, stderr = process.communicate(timeout=60)
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+  assert process.returncode == 128 + signum, stderr
+  for log in logs:
+    workdir = Workdir(str(log.with_suffix('')))
+    with lock.hold(workdir.path / 'lock'):  # Which a living run would have.
+      checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
+      assert checkpoints.steps
+      checkpoints.close()
+
+
 def test_each_repeat_has_its_seed_and_fold():
   """All repeats are one run, or the test split is opened unasked."""
   args = argparse.Namespace(set=['duration=3 steps'], score_test=False)
@@ -94,7 +138,7 @@ def test_each_repeat_has_its_seed_and_fold():
 
 def test_repeats_may_start_at_new_seeds(monkeypatch):
   """A choice is confirmed by the very runs that it was made by."""
-  monkeypatch.setattr(ablate, '_run', lambda variant, repeat, args: (variant, repeat))
+  monkeypatch.setattr(ablate, '_run', lambda variant, repeat, *_: (variant, repeat))
   args = argparse.Namespace(jobs=1, repeats=2, first_repeat=24)
   assert ablate._run_all(['plain'], args) == {'plain': [('plain', 24), ('plain', 25)]}
 
