@@ -77,7 +77,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment.noise = 0.0  # fraction of the range, the highest standard deviation
   config.augment.cutout = 0.0  # pixels, the side of a square that is blacked out
   config.augment.mixup = 0.0  # alpha of the Beta distribution of shares of two images
-  config.augment.unchanged = 0.0  # part of the images that are left as they are
 
   # In the last part of the run all strengths are multiplied by the scale, so that it
   # ends on images more like those that are to be read.
@@ -110,9 +109,6 @@ def get_config() -> ml_collections.ConfigDict:
   # Validated, saved and used is the exponential moving average of the parameters
   # with this decay a step; 0 takes them as they are.
   config.optim.average_decay = 0.0
-  # Gradients are taken at the worst point this far from the parameters, in two passes
-  # instead of one; 0 takes them at the parameters.
-  config.optim.sharpness_radius = 0.0
   # 'plateau' alone: after this many evaluations without fewer errors than ever,
   # multiply the learning rate by the factor, down to the least share of its peak.
   config.optim.plateau_patience = 3

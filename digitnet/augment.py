@@ -14,7 +14,8 @@ _CONTROL_POINTS = 4
 class Strengths:
   """How far each random change may go; zero is not at all.
 
-  The first four and `thickness` are drawn evenly between minus and plus their value.
+  All but `elastic`, `noise`, `cutout` and `mixup` are drawn evenly between minus and
+  plus their value.
 
   Attributes:
     rotation: degrees.
@@ -33,7 +34,6 @@ class Strengths:
     mixup: the alpha of the Beta distribution that an image's share in its mixture with
       another is drawn from (Zhang et al., 2018, arXiv:1710.09412). Their labels are
       mixed too, so `mix` and the train step do it, and not `augment`.
-    unchanged: the part of the images to which nothing but that is done.
   """
 
   rotation: float = 0.0
@@ -45,7 +45,6 @@ class Strengths:
   noise: float = 0.0
   cutout: float = 0.0
   mixup: float = 0.0
-  unchanged: float = 0.0
 
 
 def fade(step: jax.Array, last_step: int, fade_steps: int, end: float) -> jax.Array:
@@ -130,9 +129,6 @@ def mix(
 
 
 def _augment_one(image, key, strengths, scale):
-  if strengths.unchanged:
-    of_all = jax.random.fold_in(key, 6)
-    scale = jnp.where(jax.random.bernoulli(of_all, strengths.unchanged), 0, scale)
   # Each change has draws of its own, so that none alters another's.
   if strengths.thickness:
     image = _change_thickness(

@@ -117,7 +117,6 @@ RULES: dict[str, Rule] = {
     'augment.mixup': _number(
         lambda value: 0 <= value <= 100, 'a number from 0 to 100'
     ),
-    'augment.unchanged': _FRACTION,
     'fade.duration': Rule(_is_duration, durations.ALLOWED),
     'fade.scale': _number(lambda value: 0 <= value <= 1, 'a number from 0 to 1'),
     'optim.learning_rate': _number(
@@ -134,7 +133,6 @@ RULES: dict[str, Rule] = {
     'optim.clip_norm': _NOT_NEGATIVE,
     'optim.label_smoothing': _FRACTION,
     'optim.average_decay': _FRACTION,
-    'optim.sharpness_radius': _NOT_NEGATIVE,
     'optim.plateau_patience': _int(1),
     'optim.plateau_factor': _number(
         lambda value: 0 < value < 1, 'a number between 0 and 1'
@@ -258,14 +256,12 @@ _AS_BEFORE = {
     'all_reduce_dtype': 'float32',
     'augment.mixup': 0.0,
     'augment.noise': 0.0,
-    'augment.unchanged': 0.0,
     'data.num_folds': 10,
     'fade.duration': '0 epochs',
     'fade.scale': 0.5,
     'model.matmul_dtype': 'float32',
     'optim.rate_scaling': 'none',
     'optim.reference_batch_size': 128,
-    'optim.sharpness_radius': 0.0,
 }
 
 # What a saved state is made of: no flag lets a run go on with another.

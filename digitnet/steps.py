@@ -5,7 +5,6 @@ step, for images that come a few at a time, runs under `jax.jit` on one device.
 """
 
 from collections.abc import Callable
-import functools
 
 from flax import struct
 import jax
@@ -109,7 +108,6 @@ def make_train_step(
     clip_norm: float = 0.0,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
-    sharpness_radius: float = 0.0,
     accumulation: int = 1,
     all_reduce_dtype: str = 'float32',
 ) -> Callable:
@@ -130,10 +128,6 @@ def make_train_step(
       al., 2016); the reported loss has none, and knows nothing of mixup.
     average_decay: of the state's moving average of the parameters, if it has one; in
       the first steps less, as they would else stay at the initial ones.
-    sharpness_radius: the gradients are those at the point this far from the parameters
-      (in the norm over all) in the direction in which the loss rises, for the same
-      images and dropout (sharpness-aware minimization; Foret et al., 2021,
-      arXiv:2010.01412); twice the work, and 0 takes them at the parameters.
     accumulation: parts that a device works on one after the other.
     all_reduce_dtype: that gradients are sent between devices in.
   """
@@ -145,7 +139,7 @@ def make_train_step(
     # of the global batch, however these are spread over the devices.
     mean_count = lax.pmean(jnp.sum(batch.mask), AXIS)
 
-    def sums_of(params, batch, places):
+    def sums_of(batch, places):
       """Gradients and metrics of some of this device's images."""
       dropout_keys = rng.example_keys(seed, 'dropout', state.step, places)
       augment_keys = rng.example_keys(seed, 'augment', state.step, places)
@@ -172,20 +166,14 @@ def make_train_step(
           loss = jnp.sum(jnp.where(batch.mask, losses, 0))
         return loss / mean_count, metrics
 
+      params = state.params
       if model.by_onednn:
         # oneDNN gives gradients of bfloat16 kernels in bfloat16, half as much to read.
         params = model_lib.operand_params(model, params)
       return jax.grad(loss_fn, has_aux=True)(params)
 
-    def gradients_at(params):
-      grads, metrics = _sum_over_parts(
-          functools.partial(sums_of, params), (batch, places), accumulation
-      )
-      return parallel.pmean(grads, all_reduce_dtype), metrics
-
-    grads, metrics = gradients_at(state.params)
-    if sharpness_radius:
-      grads, _ = gradients_at(_ascend(state.params, grads, sharpness_radius))
+    grads, metrics = _sum_over_parts(sums_of, (batch, places), accumulation)
+    grads = parallel.pmean(grads, all_reduce_dtype)
     # Apart, so that the squares are summed as they are made, and not stored for
     # Adam, which needs the same ones.
     grad_norm = optax.global_norm(_in_float32(lax.optimization_barrier(grads)))
@@ -204,16 +192,6 @@ def make_train_step(
     return state_after, report
 
   return train_step
-
-
-def _ascend(params, grads, radius):
-  """The point at this distance from the parameters towards which the loss rises."""
-  norm = optax.global_norm(_in_float32(grads))
-  # Without gradients there is no direction to go in.
-  scale = jnp.where(norm > 0, radius / norm, 0)
-  return jax.tree.map(
-      lambda param, grad: param + (scale * grad).astype(param.dtype), params, grads
-  )
 
 
 def _sum_over_parts(sums_of, args, num_parts):

@@ -274,7 +274,6 @@ def train(
           config.optim.clip_norm,
           config.optim.label_smoothing,
           config.optim.average_decay,
-          config.optim.sharpness_radius,
           config.accumulation,
           config.all_reduce_dtype,
       ),

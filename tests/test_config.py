@@ -117,8 +117,6 @@ def test_no_default_hides_in_the_package():
         ('augment.shear', math.nan),
         ('augment.translation', -2.0),
         ('augment.mixup', 1e39),
-        ('augment.unchanged', 1.0),
-        ('optim.sharpness_radius', -0.05),
     ],
 )
 def test_bad_values_are_named(name, value):
