@@ -19,6 +19,7 @@ _NO_AUGMENTATION = {
     'augment.elastic': 0.0,
     'augment.thickness': 0.0,
     'augment.noise': 0.0,
+    'augment.inverted_share': 0.0,
     'augment.cutout': 0.0,
     'augment.mixup': 0.0,
 }
@@ -71,6 +72,15 @@ ABLATIONS = {
         'model.conv_dropout_rates': (0.25, 0.25),
         'model.dense_dropout_rates': (0.3, 0.3),
         'optim.weight_decay': 0.15,
+    },
+    # Noise of other strengths, and white paper, so that neither is new to the network.
+    'robust': {
+        'model.conv_dropout_rates': (0.25, 0.25),
+        'model.dense_dropout_rates': (0.3, 0.3),
+        'optim.weight_decay': 0.15,
+        'augment.noise': 0.3,
+        'augment.noise_share': 0.2,
+        'augment.inverted_share': 0.05,
     },
     'twice_as_long': {'duration': '150 epochs', 'optim.warmup': '11.25 epochs'},
     # Other networks and arithmetic.

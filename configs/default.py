@@ -75,6 +75,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment.elastic = 0.0  # pixels, standard deviation of a smooth displacement
   config.augment.thickness = 0.0  # of strokes: 1 is up to a pixel more, or less
   config.augment.noise = 0.0  # fraction of the range, the highest standard deviation
+  config.augment.noise_share = 1.0  # fraction of the images that get noise
+  config.augment.inverted_share = 0.0  # fraction of the images that become black on white
   config.augment.cutout = 0.0  # pixels, the side of a square that is blacked out
   config.augment.mixup = 0.0  # alpha of the Beta distribution of shares of two images
 

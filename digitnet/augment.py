@@ -14,8 +14,8 @@ _CONTROL_POINTS = 4
 class Strengths:
   """How far each random change may go; zero is not at all.
 
-  All but `elastic`, `noise`, `cutout` and `mixup` are drawn evenly between minus and
-  plus their value.
+  `rotation` to `translation` and `thickness` are drawn evenly between minus and plus
+  their value.
 
   Attributes:
     rotation: degrees.
@@ -27,8 +27,11 @@ class Strengths:
       interpolated by cubics).
     thickness: of the strokes; at 1 each pixel may become the brightest, or at -1 the
       darkest, of itself and its four neighbours.
-    noise: fraction of the range; each image gets Gaussian noise on every pixel, its
+    noise: fraction of the range; an image gets Gaussian noise on every pixel, its
       standard deviation drawn evenly from zero to this.
+    noise_share: how many of the images get it, from 0 to 1; how strong it is the others'
+      draws decide.
+    inverted_share: how many of the images are turned to black on white, from 0 to 1.
     cutout: pixels, the side of a square that is blacked out, its centre anywhere
       (DeVries and Taylor, 2017, arXiv:1708.04552).
     mixup: the alpha of the Beta distribution that an image's share in its mixture with
@@ -43,8 +46,15 @@ class Strengths:
   elastic: float = 0.0
   thickness: float = 0.0
   noise: float = 0.0
+  noise_share: float = 1.0
+  inverted_share: float = 0.0
   cutout: float = 0.0
   mixup: float = 0.0
+
+  @property
+  def change_images(self) -> bool:
+    """Whether any of them is above zero."""
+    return any(dataclasses.astuple(dataclasses.replace(self, noise_share=0.0)))
 
 
 def fade(step: jax.Array, last_step: int, fade_steps: int, end: float) -> jax.Array:
@@ -77,12 +87,12 @@ def augment(
     images: [N, H, W, C], float in [0, 1], with 0 as background.
     keys: [N] typed keys, one an example.
     strengths: how far each change may go.
-    scale: [] what all of them are multiplied by; may be traced.
+    scale: [] what all of them but `noise_share` are multiplied by; may be traced.
 
   Returns:
     [N, H, W, C]: sampled bilinearly, with 0 from beyond the border.
   """
-  if not any(dataclasses.astuple(strengths)):
+  if not strengths.change_images:
     return images
   return jax.vmap(
       lambda image, key: _augment_one(image, key, strengths, scale)
@@ -145,9 +155,17 @@ def _augment_one(image, key, strengths, scale):
       )
     image = _sample(image, places)
   if strengths.noise:
-    image = _add_noise(image, jax.random.fold_in(key, 4), strengths.noise * scale)
+    image = _add_noise(
+        image,
+        jax.random.fold_in(key, 4),
+        strengths.noise * scale,
+        strengths.noise_share,
+    )
   if strengths.cutout:
     image = _cut_out(image, jax.random.fold_in(key, 3), strengths.cutout * scale)
+  if strengths.inverted_share:
+    draw = jax.random.uniform(jax.random.fold_in(key, 6))
+    image = jnp.where(draw < strengths.inverted_share * scale, 1 - image, image)
   return image
 
 
@@ -198,9 +216,10 @@ def _sample(image, places):
   )(image)
 
 
-def _add_noise(image, key, most):
-  of_size, of_pixels = jax.random.split(key)
-  deviation = most * jax.random.uniform(of_size)
+def _add_noise(image, key, most, share):
+  of_size, of_pixels, of_share = jax.random.split(key, 3)
+  is_noisy = jax.random.uniform(of_share) < share
+  deviation = jnp.where(is_noisy, most * jax.random.uniform(of_size), 0)
   noise = deviation * jax.random.normal(of_pixels, image.shape)
   return jnp.clip(image + noise, 0, 1)
 

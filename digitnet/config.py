@@ -73,6 +73,7 @@ _DURATION = Rule(_is_positive_duration, f'{durations.ALLOWED}, and more than 0')
 _NOT_NEGATIVE = _number(lambda value: value >= 0, 'a number, 0 or more')
 _POSITIVE = _number(lambda value: value > 0, 'a number above 0')
 _FRACTION = _number(lambda value: 0 <= value < 1, 'a number from 0 to below 1')
+_SHARE = _number(lambda value: 0 <= value <= 1, 'a number from 0 to 1')
 _FEATURES = _int(1, 2**20)
 _DTYPE = _choice('float32', 'bfloat16')
 
@@ -109,16 +110,16 @@ RULES: dict[str, Rule] = {
     'augment.shear': _NOT_NEGATIVE,
     'augment.translation': _NOT_NEGATIVE,
     'augment.elastic': _NOT_NEGATIVE,
-    'augment.thickness': _number(
-        lambda value: 0 <= value <= 1, 'a number from 0 to 1'
-    ),
+    'augment.thickness': _SHARE,
     'augment.noise': _NOT_NEGATIVE,
+    'augment.noise_share': _SHARE,
+    'augment.inverted_share': _SHARE,
     'augment.cutout': _NOT_NEGATIVE,
     'augment.mixup': _number(
         lambda value: 0 <= value <= 100, 'a number from 0 to 100'
     ),
     'fade.duration': Rule(_is_duration, durations.ALLOWED),
-    'fade.scale': _number(lambda value: 0 <= value <= 1, 'a number from 0 to 1'),
+    'fade.scale': _SHARE,
     'optim.learning_rate': _number(
         lambda value: 0 < value < 3e38, 'a number above 0, within float32'
     ),
@@ -254,8 +255,10 @@ _FREE = frozenset({'data.dir', 'data.manual_dir', 'write_report'})
 _AS_BEFORE = {
     'accumulation': 1,
     'all_reduce_dtype': 'float32',
+    'augment.inverted_share': 0.0,
     'augment.mixup': 0.0,
     'augment.noise': 0.0,
+    'augment.noise_share': 1.0,
     'data.num_folds': 10,
     'fade.duration': '0 epochs',
     'fade.scale': 0.5,

@@ -81,7 +81,7 @@ class Predictor:
     self._infer_params = model_lib.operand_params(model, self._saliency_params)
     self._infer_step = jit(steps.make_infer_step(model))
     # Noise and holes show no other view of a digit.
-    changes = {**self.config.augment, 'noise': 0.0, 'cutout': 0.0}
+    changes = {**self.config.augment, 'noise': 0.0, 'inverted_share': 0.0, 'cutout': 0.0}
     strengths = augment.Strengths(**changes)
     self._infer_view_step = jit(steps.make_infer_step(model, strengths))
 

@@ -42,7 +42,7 @@ def test_values_stay_in_range(digits):
   images = jnp.asarray(digits(4)[0], jnp.float32) / 255
   strengths = augment.Strengths(
       rotation=45, zoom=0.4, shear=0.5, translation=6, elastic=3, thickness=1, noise=0.5,
-      cutout=4,
+      cutout=4, inverted_share=0.5,
   )
   out = augment.augment(images, _keys(4), strengths)
   assert out.shape == images.shape and out.dtype == images.dtype
@@ -130,6 +130,32 @@ def test_noise_is_of_its_strength():
   assert out.mean() == pytest.approx(0.5, abs=0.001)
 
 
+def test_noise_comes_to_its_share_of_the_images_alone():
+  """The share makes all noise weaker, or decides together with its strength."""
+  images = jnp.full((400, 28, 28, 1), 0.5)
+  strengths = augment.Strengths(noise=0.1)
+  of_all = np.asarray(augment.augment(images, _keys(400), strengths))
+  strengths = dataclasses.replace(strengths, noise_share=0.25)
+  out = np.asarray(augment.augment(images, _keys(400), strengths))
+  is_noisy = out.std(axis=(1, 2, 3)) > 0
+  assert is_noisy.mean() == pytest.approx(0.25, abs=0.06)
+  np.testing.assert_array_equal(out[is_noisy], of_all[is_noisy])
+  assert out[is_noisy].std(axis=(1, 2, 3)).mean() == pytest.approx(0.05, abs=0.01)
+
+
+def test_inversion_turns_its_share_of_the_images_as_they_are(digits):
+  """All are inverted, or the border that comes from beyond the image stays black."""
+  images = jnp.repeat(jnp.asarray(digits(1)[0], jnp.float32) / 255, 400, axis=0)
+  moved = augment.Strengths(translation=3, noise=0.1)
+  before = augment.augment(images, _keys(400), moved)
+  out = augment.augment(
+      images, _keys(400), dataclasses.replace(moved, inverted_share=0.25)
+  )
+  is_inverted = np.isclose(out, 1 - before, atol=1e-6).all(axis=(1, 2, 3))
+  assert is_inverted.mean() == pytest.approx(0.25, abs=0.06)
+  np.testing.assert_allclose(out[~is_inverted], before[~is_inverted], atol=1e-6)
+
+
 def test_cutout_is_a_square_of_its_side():
   """The side is a radius, or the square is not black or never at the border."""
   images = jnp.ones((200, 28, 28, 1))
@@ -168,11 +194,12 @@ def test_scale_is_a_smaller_strength(digits):
   images = jnp.asarray(digits(3)[0], jnp.float32) / 255
   whole = augment.Strengths(
       rotation=20, zoom=0.2, shear=0.2, translation=2, elastic=1, thickness=0.4,
-      noise=0.2, cutout=6,
+      noise=0.2, noise_share=0.8, inverted_share=0.6, cutout=6,
   )  # fmt: skip
   half = augment.Strengths(
       **{name: value / 2 for name, value in dataclasses.asdict(whole).items()}
   )
+  half = dataclasses.replace(half, noise_share=whole.noise_share)
   scaled = jax.jit(
       lambda scale: augment.augment(images, _keys(3), whole, scale)
   )(0.5)

@@ -190,7 +190,8 @@ def test_a_run_of_an_older_digitnet_is_used(workdir, tmp_path, digits):
   shutil.copytree(workdir, copy)
   config = json.loads((copy / 'config.json').read_text())
   del config['optim'], config['augment']['elastic'], config['data']['fold']
-  del config['augment']['noise'], config['model']['matmul_dtype']
+  del config['augment']['noise'], config['augment']['noise_share']
+  del config['augment']['inverted_share'], config['model']['matmul_dtype']
   (copy / 'config.json').write_text(json.dumps(config))
   images, _ = digits(3)
   np.testing.assert_array_equal(

@@ -18,7 +18,7 @@ from digitnet import steps
 NO_CHANGE = augment.Strengths()
 CHANGE = augment.Strengths(
     rotation=20, zoom=0.1, shear=0.1, translation=2, elastic=0.5, thickness=0.2,
-    noise=0.1, cutout=2, mixup=0.5,
+    noise=0.1, noise_share=0.5, inverted_share=0.2, cutout=2, mixup=0.5,
 )  # fmt: skip
 
 
