@@ -344,9 +344,10 @@ class Checkpoints:
     """Moved, not deleted: it may hold something that its owner can still read."""
     folder = self._folder / str(step)
     place = self._folder.parent / 'damaged' / f'{step}-{time.time_ns()}'
-    if folder.exists():
-      place.parent.mkdir(exist_ok=True)
-      folder.rename(place)
+    if not folder.exists():  # An earlier start has moved it.
+      return
+    place.parent.mkdir(exist_ok=True)
+    folder.rename(place)
     warn(f'the checkpoint of step {step:,} is damaged ({fault}); moved to {place}')
 
   def _remove_unfinished(self):
@@ -381,7 +382,7 @@ class Checkpoints:
 
 def _array_handler():
   # Trained numbers are noise to a compressor: it would make a tenth less of them, and
-  # take a second from the training beside it.
+  # take half a second from the training beside it.
   return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 

@@ -189,8 +189,16 @@ def validate_network(config: ml_collections.ConfigDict) -> None:
   Raises:
     UserError: as `validate`.
   """
+  values = flatten(config)
+  groups = ('model.', 'augment.', 'data.')
+  for name in values:
+    if name.startswith(groups) and name not in RULES:
+      raise UserError(
+          f'config.{name}: this digitnet has no such knob; use the one of the run, whose'
+          ' commit its results.json names'
+      )
   names = [name for name in RULES if name.startswith('model.')]
-  _check(flatten(config), [*names, 'eval_batch_size'])
+  _check(values, [*names, 'eval_batch_size'])
 
 
 def _check(values, names):
@@ -255,16 +263,26 @@ _FREE = frozenset({'data.dir', 'data.manual_dir', 'write_report'})
 _AS_BEFORE = {
     'accumulation': 1,
     'all_reduce_dtype': 'float32',
+    'augment.cutout': 0.0,
+    'augment.elastic': 0.0,
     'augment.inverted_share': 0.0,
     'augment.mixup': 0.0,
     'augment.noise': 0.0,
     'augment.noise_share': 1.0,
+    'augment.thickness': 0.0,
+    'data.fold': 0,
     'data.num_folds': 10,
     'fade.duration': '0 epochs',
     'fade.scale': 0.5,
     'model.matmul_dtype': 'float32',
+    'optim.average_decay': 0.0,
+    'optim.clip_norm': 0.0,
+    'optim.label_smoothing': 0.0,
     'optim.rate_scaling': 'none',
     'optim.reference_batch_size': 128,
+    'optim.weight_decay': 0.0,
+    'score_test': True,
+    'write_report': True,
 }
 
 # What a saved state is made of: no flag lets a run go on with another.

@@ -53,14 +53,18 @@ class Predictor:
     none_yet = UserError(f'{run.path}: no checkpoint yet; train first')
     if not run.checkpoints.is_dir():
       raise none_yet
+    results = run.load_results() or {}
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
       if not checkpoints.steps:
         raise none_yet
       step = checkpoints.steps[-1]
       try:
         progress = checkpoints.restore_progress(step)
-        if progress.best_step is not None:
-          step = progress.best_step
+        # A finished run says it itself: what was validated after the last save, or was
+        # lost since, is not known to the checkpoints.
+        best_step = results.get('best_step', progress.best_step)
+        if best_step is not None:
+          step = best_step
         params = checkpoints.restore_params(
             step, model_lib.abstract_params(model)
         )
@@ -80,7 +84,7 @@ class Predictor:
     # Of the cast ones, which are shared where nothing changes.
     self._infer_params = model_lib.operand_params(model, self._saliency_params)
     self._infer_step = jit(steps.make_infer_step(model))
-    # Noise and holes show no other view of a digit.
+    # Noise, holes and white paper show no other view of a digit.
     changes = {**self.config.augment, 'noise': 0.0, 'inverted_share': 0.0, 'cutout': 0.0}
     strengths = augment.Strengths(**changes)
     self._infer_view_step = jit(steps.make_infer_step(model, strengths))

@@ -84,6 +84,17 @@ def test_round_trip_is_exact(open_folder, has_average):
   assert loaded.wall_seconds > 0
 
 
+def test_arrays_are_written_as_they_are(open_folder, tmp_path):
+  """Every save takes time from the training, to compress what cannot be."""
+  state = _state(width=4096, step=1, value=0.5)
+  checkpoints = open_folder()
+  checkpoints.save(state, _progress())
+  checkpoints.wait()
+  written = sum(p.stat().st_size for p in (tmp_path / 'c/1').rglob('*') if p.is_file())
+  num_bytes = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+  assert num_bytes <= written <= num_bytes + checkpoint._OTHER_BYTES
+
+
 def test_newest_and_best_stay(open_folder, tmp_path):
   """The best network is deleted before it is scored."""
   checkpoints = open_folder(num_newest=2)

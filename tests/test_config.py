@@ -4,7 +4,9 @@ import json
 import math
 import pathlib
 import re
+import zipfile
 
+import ml_collections
 import pytest
 
 from configs import ablations
@@ -117,6 +119,8 @@ def test_no_default_hides_in_the_package():
         ('augment.shear', math.nan),
         ('augment.translation', -2.0),
         ('augment.mixup', 1e39),
+        ('augment.noise_share', 1.5),
+        ('augment.inverted_share', -0.1),
     ],
 )
 def test_bad_values_are_named(name, value):
@@ -187,6 +191,19 @@ def test_unknown_ablation_lists_the_known():
   """A mistyped ablation runs the baseline."""
   with pytest.raises(ValueError, match='no_dropout'):
     ablations.get_config('nodropout')
+
+
+def test_the_oldest_run_of_all_goes_on():
+  """A knob was added, and what it was before has been forgotten."""
+  with zipfile.ZipFile(ROOT / 'tests/faults/golden/format0.zip') as golden:
+    old = ml_collections.ConfigDict(json.loads(golden.read('run/config.json')))
+  flat = config_lib.flatten(old)
+  new = default.get_config()
+  with new.ignore_type():
+    new.update_from_flattened_dict(flat)
+  config_lib.complete(old)
+  config_lib.validate(old)
+  assert not config_lib.differences(config_lib.flatten(old), config_lib.flatten(new))
 
 
 def test_a_run_of_before_a_knob_goes_on():

@@ -190,13 +190,62 @@ def test_a_run_of_an_older_digitnet_is_used(workdir, tmp_path, digits):
   shutil.copytree(workdir, copy)
   config = json.loads((copy / 'config.json').read_text())
   del config['optim'], config['augment']['elastic'], config['data']['fold']
-  del config['augment']['noise'], config['augment']['noise_share']
-  del config['augment']['inverted_share'], config['model']['matmul_dtype']
+  del config['augment']['noise'], config['model']['matmul_dtype']
   (copy / 'config.json').write_text(json.dumps(config))
   images, _ = digits(3)
   np.testing.assert_array_equal(
       predict.Predictor(str(copy)).probs(images, 2),
       predict.Predictor(str(workdir)).probs(images, 2),
+  )
+
+
+def test_views_are_neither_noisy_nor_inverted(workdir, tmp_path, digits):
+  """Half of the views are of another kind of picture, and the mean is worse for it."""
+  import shutil
+
+  copy = tmp_path / 'copy'
+  shutil.copytree(workdir, copy)
+  config = json.loads((copy / 'config.json').read_text())
+  config['augment'].update(noise=0.5, inverted_share=1.0, cutout=9.0)
+  (copy / 'config.json').write_text(json.dumps(config))
+  images, _ = digits(3)
+  np.testing.assert_array_equal(
+      predict.Predictor(str(copy)).probs(images, 3),
+      predict.Predictor(str(workdir)).probs(images, 3),
+  )
+
+
+def test_a_knob_of_another_digitnet_is_named(workdir, tmp_path, run_python):
+  """A run of another version ends in a traceback, or is used as what it is not."""
+  import shutil
+
+  copy = tmp_path / 'copy'
+  shutil.copytree(workdir, copy)
+  config = json.loads((copy / 'config.json').read_text())
+  config['augment']['unchanged'] = 0.3
+  (copy / 'config.json').write_text(json.dumps(config))
+  process = run_python('scripts/evaluate.py', f'--workdir={copy}')
+  assert process.returncode == 2, process.stderr
+  assert 'config.augment.unchanged: this digitnet has no such knob' in process.stderr
+
+
+def test_a_finished_run_is_used_as_it_was_scored(train_tiny, digits):
+  """The network of another step than that of results.json answers.
+
+  So it was where the last validation came after the last save: a signal had cut it short.
+  """
+  workdir = train_tiny('8 steps', {'eval_every': '4 steps', 'checkpoint_every': '4 steps'})
+  path = workdir / 'results.json'
+  results = json.loads(path.read_text())
+  images, _ = digits(5)
+  probs = {}
+  for step in (4, 8):
+    path.write_text(json.dumps({**results, 'best_step': step}))
+    probs[step] = predict.Predictor(str(workdir)).probs(images)
+  assert np.abs(probs[4] - probs[8]).max() > 1e-4
+  path.unlink()
+  np.testing.assert_array_equal(
+      predict.Predictor(str(workdir)).probs(images), probs[results['best_step']]
   )
 
 
