@@ -38,6 +38,7 @@ def main() -> None:
   from digitnet import predict
   from digitnet.export import folder
   from digitnet.export.network import Network
+  from digitnet.model import DigitNet
   from digitnet.workdir import Workdir
 
   if args.quiet:
@@ -60,7 +61,7 @@ def main() -> None:
   split = getattr(dataset, name)
   is_labelled = split.labels >= 0
   images, labels = split.images[is_labelled], split.labels[is_labelled]
-  if config.model.dtype == 'float32':
+  if DigitNet(**config.model).operand_dtype == 'float32':
     probs = predictor.probs(images)
   else:
     probs = network.probs_in_batches(images)

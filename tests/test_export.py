@@ -228,6 +228,29 @@ def test_export_writes_every_format_and_a_card(run_python, workdir, tmp_path):
   assert trained['test']['accuracy'] > results['test']['accuracy'] - 0.05
 
 
+def test_a_readme_of_another_kind_is_not_lost(run_python, workdir, tmp_path):
+  """An export into a checkout, or into a model hub's folder, deletes its page."""
+  (tmp_path / 'README.md').write_text('# Mine')
+  command = ['scripts/export.py', f'--workdir={workdir}', f'--output={tmp_path}', 'stablehlo']
+  process = run_python(*command)
+  assert process.returncode == 2 and 'README.md: is of no export' in process.stderr
+  assert [path.name for path in tmp_path.iterdir()] == ['README.md']
+  (tmp_path / 'README.md').unlink()
+  run_python(*command, check=True)
+  run_python(*command, check=True)  # Over its own.
+
+
+def test_a_run_with_bfloat16_products_is_exported(run_python, train_tiny, tmp_path):
+  """Files in float32 are compared with rounded products, and none is good."""
+  workdir = train_tiny('40 steps', {'model.matmul_dtype': 'bfloat16'})
+  out = tmp_path / 'out'
+  run_python(
+      'scripts/export.py', f'--workdir={workdir}', f'--output={out}', 'safetensors',
+      check=True,
+  )  # fmt: skip
+  assert (out / 'model.safetensors').exists()
+
+
 @pytest.mark.parametrize('formats', [['stablehlo'], ['onnx-int8']])
 def test_what_is_not_good_gets_no_name(monkeypatch, workdir, tmp_path, formats):
   """A file that computes something else is left for people to use."""

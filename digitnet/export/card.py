@@ -7,6 +7,9 @@ from digitnet import calibration
 from digitnet import results as results_lib
 from digitnet.errors import UserError
 
+# The card's first heading, by which it is told from anybody else's README.md.
+TITLE = '# digitnet: handwritten digits'
+
 _TEMPLATE = """\
 ---
 license: apache-2.0
@@ -14,7 +17,7 @@ library_name: flax
 pipeline_tag: image-classification
 tags: [digits, jax, flax]
 ---
-# digitnet: handwritten digits
+{title}
 
 Reads one handwritten digit in a picture of 28x28 pixels, white on black, in MNIST's form:
 ink fitted into 20x20, its centre of mass in the middle.
@@ -112,6 +115,7 @@ def write(
   writers, data_licence = _DATA.get(results.get('dataset'), _DATA['other'])
   try:
     return _TEMPLATE.format(
+        title=TITLE,
         num_params=results['num_params'],
         dataset=results['dataset'],
         split_sizes=', '.join(f'{n:,} {name}' for name, n in results['split_sizes'].items()),

@@ -92,10 +92,14 @@ def write(
 
   Raises:
     ExportFailed: a file was not good; the others are there.
-    UserError: nothing can be written to the folder.
+    UserError: nothing can be written to the folder, or it has a README.md of another
+      kind than the model card.
     OSError: the disk is full.
   """
   modules = import_modules(formats)
+  readme = folder / 'README.md'
+  if readme.exists() and card.TITLE.encode() not in readme.read_bytes():
+    raise UserError(f'{readme}: is of no export, and would be lost; name another folder')
   for left in folder.glob('.unfinished-*'):  # By a kill.
     shutil.rmtree(left, ignore_errors=True)
   try:
@@ -119,8 +123,8 @@ def write(
       size = path.stat().st_size / 1e6
       good[path.name] = (f'{FORMATS[name].what}, {size:,.1f} MB', said)
       say(f'{folder / path.name}: {", ".join(good[path.name])}')
-    for file in [one.file for one in FORMATS.values()] + ['README.md']:
-      (folder / file).unlink(missing_ok=True)
+    for path in [*(folder / one.file for one in FORMATS.values()), readme]:
+      path.unlink(missing_ok=True)
     for file in good:
       _bring_to_disk(unfinished / file)
       (unfinished / file).replace(folder / file)
@@ -128,8 +132,8 @@ def write(
     shutil.rmtree(unfinished, ignore_errors=True)
   if good:
     compared = min(NUM_COMPARED, len(scored.labels))
-    write_atomically(folder / 'README.md', card.write(results, scored, compared, good))
-    say(f'{folder / "README.md"}: the model card')
+    write_atomically(readme, card.write(results, scored, compared, good))
+    say(f'{readme}: the model card')
   if failures:
     raise ExportFailed(f'{len(failures)} of {len(formats)} files were not kept; see above')
 
