@@ -1,5 +1,7 @@
 """Kaggle's CSV files: read right, cached, and each fault named by its place."""
 
+import re
+
 from etils import epath
 import numpy as np
 import pytest
@@ -69,7 +71,13 @@ def test_damaged_copy_is_made_again(folder, digits):
   kaggle.load(folder)
   (copy,) = _copies()
   content = bytearray(copy.read_bytes())
-  for damaged in (content[: len(content) // 2], b'', content[:900] + b'\xff' + content[901:]):
+  # Of the archive's own list of members, the flag that says that they are encrypted.
+  encrypted = bytearray(content)
+  for found in re.finditer(b'PK\x01\x02', content):
+    encrypted[found.start() + 8] |= 1
+  for damaged in (
+      content[: len(content) // 2], b'', content[:900] + b'\xff' + content[901:], encrypted
+  ):  # fmt: skip
     copy.write_bytes(bytes(damaged))
     np.testing.assert_array_equal(kaggle.load(folder).train.images, digits(6)[0])
 

@@ -1,5 +1,6 @@
 """MNIST by TFDS: the same arrays as the files, checked, bounded, quick again."""
 
+import errno
 import functools
 import http.server
 import shutil
@@ -80,6 +81,24 @@ def test_card_split_of_mnist(prepared, mnist_dir):
   assert by_tfds.split_sizes == {'train': 37_800, 'validation': 4_200, 'test': 28_000}
   assert by_tfds.fingerprint == by_idx.fingerprint
   assert by_tfds.fingerprint.endswith('crc32 caec35d3')
+
+
+def test_another_process_that_prepares_it_first_is_no_fault(
+    prepared, mnist_dir, tmp_path, monkeypatch
+):
+  """Of two runs that are started together on a new machine one ends at once."""
+  from digitnet.data.tfds_mnist import DigitnetMnist
+
+  folder, first = prepared
+
+  def lose_the_race(self, **options):
+    name = 'digitnet_mnist/1.0.0'
+    shutil.copytree(folder / name, tmp_path / name, ignore=lambda *_: ['decoded.npz'])
+    raise OSError(errno.ENOTEMPTY, 'Directory not empty')
+
+  monkeypatch.setattr(DigitnetMnist, 'download_and_prepare', lose_the_race)
+  corpus = tfds_source.load(str(tmp_path), str(mnist_dir))
+  np.testing.assert_array_equal(corpus.train.images, first.train.images)
 
 
 def test_wrong_checksum_is_named(mnist_dir, tmp_path):

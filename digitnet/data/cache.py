@@ -7,6 +7,7 @@ made again, and a folder that cannot be written to is done without.
 from collections.abc import Callable
 import contextlib
 import os
+import tokenize
 import zipfile
 import zlib
 
@@ -24,6 +25,8 @@ _UNREADABLE = (
     KeyError,
     zipfile.BadZipFile,
     zlib.error,
+    RuntimeError,  # A member that says it is encrypted, or compressed in another way.
+    tokenize.TokenError,  # A header of NumPy's.
 )
 
 

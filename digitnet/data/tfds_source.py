@@ -140,7 +140,8 @@ def _prepare_and_read(base, files):
   from digitnet.data.tfds_mnist import DigitnetMnist
 
   tfds.disable_progress_bar()
-  builder = DigitnetMnist(data_dir=base, file_format='array_record')
+  make_builder = lambda: DigitnetMnist(data_dir=base, file_format='array_record')
+  builder = make_builder()
   try:
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=files)
@@ -148,6 +149,11 @@ def _prepare_and_read(base, files):
   except download_manager.NonMatchingChecksumError as error:
     first_line = str(error).strip().splitlines()[0]
     raise _WrongChecksum(f'{first_line} fetch that file again') from None
+  except OSError:
+    # Of several processes that prepare it at once, the first one gives it its name.
+    builder = make_builder()
+    if not builder.is_prepared():
+      raise
   return Corpus('mnist', *(_read(builder, part) for part in ('train', 'test')))
 
 
