@@ -183,8 +183,9 @@ def write(
   )
   page.picture('reliability', pictures.reliability(scored.probs, scored.labels))
 
-  page.heading('First layer', 'Each kernel on a scale of its own.')
-  page.picture('filters', pictures.filters(np.asarray(params['conv1']['kernel'])))
+  if 'conv1' in params:
+    page.heading('First layer', 'Each kernel on a scale of its own.')
+    page.picture('filters', pictures.filters(np.asarray(params['conv1']['kernel'])))
 
   page.heading(
       'What it is trained on', 'Training images, and then as they were changed.'

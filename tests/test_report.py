@@ -66,6 +66,14 @@ def test_a_run_ends_with_its_report(finished):
   assert '"optim.b1"' not in page and 'optim.b1' in page
 
 
+def test_a_network_without_convolutions_has_a_report(train_tiny):
+  """Of an ablation that takes all of them away only a warning is left."""
+  none = {'model.conv_features': (), 'model.kernel_sizes': (), 'model.conv_dropout_rates': ()}
+  workdir = train_tiny('2 steps', {**none, 'write_report': True})
+  page = (workdir / 'report/index.html').read_text()
+  assert 'alt="confusion"' in page and 'alt="filters"' not in page
+
+
 def test_the_script_makes_the_same_page_again(finished, run_python):
   """The script reports of another network, or of other data."""
   page = finished / 'report/index.html'
