@@ -80,8 +80,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment.cutout = 0.0  # pixels, the side of a square that is blacked out
   config.augment.mixup = 0.0  # alpha of the Beta distribution of shares of two images
 
-  # In the last part of the run all strengths are multiplied by the scale, so that it
-  # ends on images more like those that are to be read.
+  # In the last part of the run all strengths but noise_share are multiplied by the scale,
+  # so that it ends on images more like those that are to be read.
   config.fade = ml_collections.ConfigDict()
   config.fade.duration = '0 epochs'
   config.fade.scale = 0.5

@@ -29,9 +29,10 @@ class Strengths:
       darkest, of itself and its four neighbours.
     noise: fraction of the range; an image gets Gaussian noise on every pixel, its
       standard deviation drawn evenly from zero to this.
-    noise_share: how many of the images get it, from 0 to 1; how strong it is the others'
-      draws decide.
-    inverted_share: how many of the images are turned to black on white, from 0 to 1.
+    noise_share: how many of the images get noise, from 0 to 1; which ones is drawn apart
+      from how strong it is.
+    inverted_share: how many of the images are turned to black on white, from 0 to 1,
+      after all other changes.
     cutout: pixels, the side of a square that is blacked out, its centre anywhere
       (DeVries and Taylor, 2017, arXiv:1708.04552).
     mixup: the alpha of the Beta distribution that an image's share in its mixture with
@@ -52,8 +53,8 @@ class Strengths:
   mixup: float = 0.0
 
   @property
-  def change_images(self) -> bool:
-    """Whether any of them is above zero."""
+  def is_any(self) -> bool:
+    """Whether any of them is above zero; without noise its share is no change."""
     return any(dataclasses.astuple(dataclasses.replace(self, noise_share=0.0)))
 
 
@@ -90,9 +91,9 @@ def augment(
     scale: [] what all of them but `noise_share` are multiplied by; may be traced.
 
   Returns:
-    [N, H, W, C]: sampled bilinearly, with 0 from beyond the border.
+    [N, H, W, C]: sampled bilinearly, with background from beyond the border.
   """
-  if not strengths.change_images:
+  if not strengths.is_any:
     return images
   return jax.vmap(
       lambda image, key: _augment_one(image, key, strengths, scale)

@@ -22,6 +22,8 @@ from digitnet.errors import UserError
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
+_HELP = {f'{dashes}{name}' for dashes in ('-', '--') for name in ('h', 'help', 'helpfull')}
+
 _at_once = False
 
 
@@ -107,12 +109,12 @@ def parse_flags(
     UserError: a flag, the config file or a change of it is wrong.
   """
   argv = sys.argv
-  if any(arg.lstrip('-') in ('help', 'h', 'helpfull') for arg in argv[1:]):
+  if any(arg in _HELP for arg in argv[1:]):
     print(doc + flags.FLAGS.main_module_help())
     sys.exit(0)
   # Given here and not as the flag's default: ml_collections would then apply
   # the overrides, and fail on a wrong one, before anybody can catch it.
-  if not any(arg.lstrip('-').split('=')[0] == 'config' for arg in argv[1:]):
+  if not any(arg.split('=')[0] in ('-config', '--config') for arg in argv[1:]):
     argv = [argv[0], f'--config={default_config}', *argv[1:]]
   try:
     rest = flags.FLAGS(argv)[1:]

@@ -64,7 +64,7 @@ def main() -> None:
   sys.path.insert(0, str(_ROOT))  # for configs, which are not installed
   from configs import ablations
 
-  variants = args.variants or list(ablations.ABLATIONS)
+  variants = list(dict.fromkeys(args.variants)) or list(ablations.ABLATIONS)
   for variant in variants:
     if '=' not in variant and variant not in ablations.ABLATIONS:
       raise UserError(

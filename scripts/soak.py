@@ -62,7 +62,6 @@ class Soak:
     # Compiling again and again would take most of the time.
     self._env = {
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
-        'JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS': '0',
         **os.environ,
     }
 
@@ -136,12 +135,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--rounds', type=int, default=50)
+  parser.add_argument('--rounds', type=cli.positive, default=50)
   parser.add_argument(
-      '--kills', type=int, default=2, help='in one round, at most; default: 2'
+      '--kills', type=cli.positive, default=2, help='in one round, at most; default: 2'
   )
   parser.add_argument(
-      '--jobs', type=int, default=1, help='rounds at a time; default: 1'
+      '--jobs', type=cli.positive, default=1, help='rounds at a time; default: 1'
   )
   parser.add_argument(
       '--processes', type=cli.positive, default=1, help='of each run; default: 1'
