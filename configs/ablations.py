@@ -34,6 +34,7 @@ ABLATIONS = {
     'no_elastic': {'augment.elastic': 0.0},
     'no_thickness': {'augment.thickness': 0.0},
     'no_noise': {'augment.noise': 0.0},
+    'no_inversion': {'augment.inverted_share': 0.0},
     'no_weight_decay': {'optim.weight_decay': 0.0},
     'no_augmentation': _NO_AUGMENTATION,
     'no_dropout': {
@@ -46,7 +47,7 @@ ABLATIONS = {
     'plain': {
         **_NO_AUGMENTATION,
         'batch_size': 128,
-        'model.conv_dropout_rates': (0.25, 0.25),
+        'model.dense_dropout_rates': (0.5, 0.5),
         'optim.learning_rate': 1e-3,
         'optim.schedule': 'constant',
         'optim.warmup': '0 steps',
@@ -68,25 +69,16 @@ ABLATIONS = {
         'augment.translation': 2.5,
         'augment.elastic': 0.8,
     },
-    'less_dropout_more_decay': {
-        'model.conv_dropout_rates': (0.25, 0.25),
-        'model.dense_dropout_rates': (0.3, 0.3),
-        'optim.weight_decay': 0.15,
+    'more_dropout': {
+        'model.conv_dropout_rates': (0.4, 0.4),
+        'model.dense_dropout_rates': (0.5, 0.5),
     },
-    # Noise of other strengths, and white paper, so that neither is new to the network.
-    'robust': {
-        'model.conv_dropout_rates': (0.25, 0.25),
-        'model.dense_dropout_rates': (0.3, 0.3),
-        'optim.weight_decay': 0.15,
-        'augment.noise': 0.3,
-        'augment.noise_share': 0.2,
-        'augment.inverted_share': 0.05,
-    },
+    'faint_noise_on_all': {'augment.noise': 0.1, 'augment.noise_share': 1.0},
     'twice_as_long': {'duration': '150 epochs', 'optim.warmup': '11.25 epochs'},
     # Other networks and arithmetic.
     'narrow_head': {
         'model.dense_features': (256,),
-        'model.dense_dropout_rates': (0.5,),
+        'model.dense_dropout_rates': (0.3,),
     },
     'three_by_three': {'model.kernel_sizes': (3, 3)},
     'one_conv_a_block': {'model.conv_features': ((32,), (64,))},
