@@ -7,7 +7,6 @@ pixels with its proportions kept, its centre of mass in the middle of 28x28.
 from collections.abc import Sequence
 import io
 import pathlib
-import warnings
 
 import numpy as np
 from PIL import Image
@@ -17,6 +16,9 @@ from scipy import ndimage
 
 from digitnet.errors import UserError
 from digitnet.model import IMAGE_SHAPE
+
+# Pillow's own limit holds before a JPEG is decoded at a fraction of its size; ours after.
+Image.MAX_IMAGE_PIXELS = None
 
 _SIDE = IMAGE_SHAPE[0]
 _FITTED = 20
@@ -60,26 +62,30 @@ def open_picture(
     UserError: it is no picture, is damaged, or is too large.
   """
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-      picture = Image.open(io.BytesIO(content), formats=_formats())
-      # JPEG is decoded at a fraction of its size where that is enough.
-      picture.draft('L', (2 * _LONGEST_SIDE,) * 2)
-      if picture.width * picture.height > most_pixels:
-        raise UserError(
-            f'{name}: has {picture.width} x {picture.height} pixels; make it smaller'
-        )
-      picture = ImageOps.exif_transpose(picture)
-      return _to_grey(picture)
+    picture = Image.open(io.BytesIO(content), formats=_formats())
+    # JPEG is decoded at a fraction of its size where that is enough.
+    picture.draft('L', (2 * _LONGEST_SIDE,) * 2)
+    if picture.width * picture.height > most_pixels:
+      raise UserError(
+          f'{name}: has {picture.width} x {picture.height} pixels; make it smaller'
+      )
+    return _to_grey(_turned(picture))
   except UserError:
     raise
-  except Image.DecompressionBombError:
-    raise UserError(f'{name}: has too many pixels; make it smaller') from None
   except UnidentifiedImageError:
     raise UserError(f'{name}: not a picture that can be read') from None
   # Damaged files make Pillow raise nearly anything.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(f'{name}: not a picture that can be read ({error})') from None
+
+
+def _turned(picture):
+  """As its EXIF says, where that can be read."""
+  try:
+    return ImageOps.exif_transpose(picture)
+  # Of damaged EXIF, too, Pillow says nearly anything; its pixels may be good.
+  except Exception:  # pylint: disable=broad-except
+    return picture
 
 
 def _formats():
@@ -90,10 +96,11 @@ def _formats():
 
 def _to_grey(picture):
   if picture.mode in ('I', 'F') or picture.mode.startswith('I;16'):
-    # 16 bits a pixel, as scanners give, which Pillow's own conversion clips.
+    # Up to 16 bits a pixel, as scanners give, which Pillow's own conversion clips. How many
+    # of them are used the values tell: white is the next 2**n - 1, of 8 bits at least.
     values = np.asarray(picture, np.float32)
-    top = 65535 if values.max() > 255 else 255 if values.max() > 1 else 1
-    picture = Image.fromarray(values / top)
+    num_bits = max(8, int(values.max()).bit_length())
+    picture = Image.fromarray(values / (2**num_bits - 1 if values.max() > 1 else 1))
   else:
     if picture.has_transparency_data:
       picture = picture.convert('RGBA')
@@ -252,7 +259,11 @@ def split_digits(ink: np.ndarray) -> list[np.ndarray]:
 
 
 def read_picture(
-    content: bytes, name: str, several: bool = False, most_pixels: int = _MOST_PIXELS
+    content: bytes,
+    name: str,
+    several: bool = False,
+    most_pixels: int = _MOST_PIXELS,
+    most_digits: int | None = None,
 ) -> Sequence[np.ndarray]:
   """The digits of a picture, as the network wants them.
 
@@ -261,17 +272,21 @@ def read_picture(
     name: for messages.
     several: whether it shows a row of digits, to be told apart.
     most_pixels: see `open_picture`.
+    most_digits: that are brought to the network's form; None is any number.
 
   Returns:
     A [28, 28, 1] uint8 array for each; one, unless `several`.
 
   Raises:
-    UserError: it cannot be read, or shows nothing.
+    UserError: it cannot be read, shows nothing, or more digits than that.
   """
   ink = find_ink(open_picture(content, name, most_pixels))
   if not ink.any():
     raise UserError(f'{name}: nothing but paper; no ink was found')
-  return [to_mnist(one) for one in (split_digits(ink) if several else [ink])]
+  digits = split_digits(ink) if several else [ink]
+  if most_digits is not None and len(digits) > most_digits:
+    raise UserError(f'{name}: more than {most_digits} parts; it is no row of digits')
+  return [to_mnist(one) for one in digits]
 
 
 def find_pictures(paths: Sequence[str]) -> list[str]:

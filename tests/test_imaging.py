@@ -75,6 +75,13 @@ _KINDS = {
     'BMP': lambda p: _file(p, 'BMP'),
     'WebP': lambda p: _file(p.convert('RGB'), 'WEBP', lossless=True),
     'sideways by EXIF': _sideways,
+    '12 of 16 bits': lambda p: _file(
+        Image.fromarray(np.asarray(p).astype(np.uint16) * 16), 'PNG'
+    ),
+    'damaged EXIF': lambda p: _file(p, exif=b'Exif\0\0no TIFF at all'),
+    '200 megapixels': lambda p: _file(
+        p.resize((16_320, 12_240), Image.Resampling.NEAREST), 'JPEG'
+    ),
     'huge': lambda p: _file(p.resize((3000, 3000)), 'JPEG'),
     'tiny': lambda p: _file(p.resize((30, 30), Image.Resampling.BOX)),
     'faint': lambda p: _file(Image.eval(p, lambda x: 140 + x // 4)),
@@ -155,6 +162,15 @@ def test_damaged_files_end_in_one_line(digit):
         imaging.read_picture(bytes(damaged), 'damaged')
       except UserError as error:
         assert str(error).startswith('damaged:')
+
+
+def test_a_grainy_page_is_no_row_of_digits():
+  """Hundreds of specks are brought to the network's form, for seconds."""
+  page = np.full((200, 200), 255, np.uint8)
+  page[5::20, 5::20] = page[6::20, 5::20] = 0
+  content = _file(Image.fromarray(page))
+  with pytest.raises(UserError, match='more than 4 parts'):
+    imaging.read_picture(content, 'page', several=True, most_digits=4)
 
 
 @pytest.mark.parametrize('side', [12_000, 16_000])

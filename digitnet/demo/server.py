@@ -84,12 +84,16 @@ def make_app(reader: Reader) -> applications.Starlette:
     loop = asyncio.get_running_loop()
     try:
       images = await loop.run_in_executor(
-          workers, imaging.read_picture, content, 'the picture', is_several, _MOST_PIXELS
+          workers,
+          imaging.read_picture,
+          content,
+          'the picture',
+          is_several,
+          _MOST_PIXELS,
+          _MOST_DIGITS,
       )
     except UserError as error:
       raise exceptions.HTTPException(422, str(error)) from None
-    if len(images) > _MOST_DIGITS:
-      raise exceptions.HTTPException(422, f'more than {_MOST_DIGITS} parts: no row of digits')
     try:
       answers = await reader.read(images)
     except Busy:
