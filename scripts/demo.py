@@ -71,7 +71,9 @@ def _listening(host, port):
     raise UserError('--host=: is empty; leave it out, or name an address')
   try:
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    return socket.create_server((host, port), family=family)
+    # All addresses are those of both kinds.
+    is_both = host == '::' and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, dualstack_ipv6=is_both)
   except (OSError, OverflowError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(

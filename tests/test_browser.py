@@ -206,6 +206,14 @@ def test_the_keyboard_draws_too(page):
     for _ in range(times):
       page.keyboard.press(key)
   assert _answer(page) == '1'
+  # A key that is held is one press: the pen is down, and up after the next.
+  page.keyboard.down(' ')
+  for _ in range(3):
+    page.keyboard.down(' ')
+  page.keyboard.up(' ')
+  assert page.locator('#spoken').text_content() == 'pen down'
+  page.keyboard.press(' ')
+  page.keyboard.press('Control+z')
   # Said once the drawing rests.
   _until(page, "document.getElementById('spoken').textContent.startsWith('1, ')")
   assert page.get_by_role('status').count() >= 1

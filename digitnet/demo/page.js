@@ -77,15 +77,17 @@ function changed() {
 let asking = false;
 let isStale = false;
 let question = null;  // an AbortController
+let asked = null;  // the picture that the question is of
 
 async function ask() {
   isStale = true;
-  if (isEmpty() || now.picture) question?.abort();  // Not worth waiting for.
+  if (isEmpty() || now.picture || asked) question?.abort();  // Not worth waiting for.
   if (asking) return;
   asking = true;
   while (isStale) {
     isStale = false;
     question = new AbortController();
+    asked = now.picture;
     try {
       if (isEmpty()) show({digits: [], networks: []}, 'Nothing drawn yet.');
       else show(await answerOf(blobOf(), question.signal));
@@ -232,6 +234,7 @@ paper.addEventListener('keydown', (event) => {
   const move = moves[event.key];
   if (!move && event.key !== ' ') return;
   event.preventDefault();
+  if (!move && event.repeat) return;  // The key is held, which is one press.
   cursor ??= {x: 0.5, y: 0.5, down: false};
   if (!move) {
     cursor.down = !cursor.down;
