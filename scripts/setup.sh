@@ -35,19 +35,26 @@ find_python() {
   return 2
 }
 
+# Over a half-made environment too: making it again mends it. What is left of one whose
+# Python is gone has to go first, for venv keeps the links to it.
+make_environment() {
+  if "$python" -m pip --version >/dev/null 2>&1; then return; fi
+  local from
+  from=$(find_python) || return
+  echo "set-up: making .venv with $("$from" --version)" >&2
+  if ! "$python" -c '' 2>/dev/null; then rm -rf "$root/.venv/bin"; fi
+  "$from" -m venv "$root/.venv" || return 1
+}
+
 set_up() {
-  local stamp=$root/.venv/installed state from
-  state=$(cat "$root/requirements.lock" "$root/setup.cfg" | cksum)
+  local stamp=$root/.venv/installed state
+  # With its place: a copied .venv still has the code of the checkout it was copied from.
+  state=$({ echo "$root"; cat "$root/requirements.lock" "$root/setup.cfg"; } | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" = "$state" ] && "$python" -c '' 2>/dev/null
   then
     return
   fi
-  # Over a half-made environment too: making it again mends it.
-  if ! "$python" -m pip --version >/dev/null 2>&1; then
-    from=$(find_python) || return
-    echo "set-up: making .venv with $("$from" --version)" >&2
-    "$from" -m venv "$root/.venv" || return 1
-  fi
+  make_environment || return
   echo 'set-up: installing the locked dependencies (once, a minute or two)' >&2
   "$python" -m pip install -qq --disable-pip-version-check --require-hashes \
     -r "$root/requirements.lock" &&

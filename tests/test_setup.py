@@ -1,6 +1,7 @@
 """setup.sh finds the newest Python that runs, and says so when there is none."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +55,23 @@ def test_newest_that_runs_is_taken(find_python, fakes, pyenv, found):
   process = find_python(fakes, pyenv)
   assert process.returncode == 0, process.stderr
   assert process.stdout.strip().endswith(found)
+
+
+def test_an_environment_whose_python_is_gone_is_made_again(tmp_path):
+  """After an upgrade of the system both commands fail for ever."""
+  (tmp_path / 'scripts').mkdir()
+  shutil.copy(ROOT / 'scripts/setup.sh', tmp_path / 'scripts')
+  bin_folder = tmp_path / '.venv/bin'
+  bin_folder.mkdir(parents=True)
+  for name in ('python', 'python3'):
+    (bin_folder / name).symlink_to('/nowhere/python3')
+  code = f'source {tmp_path}/scripts/setup.sh; make_environment && "$python" -m pip --version'
+  process = subprocess.run(
+      ['bash', '-c', code], capture_output=True, text=True,
+      env={**os.environ, 'PYTHON': sys.executable},
+  )  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  assert str(tmp_path) in process.stdout
 
 
 def test_python_variable_is_obeyed(find_python):
