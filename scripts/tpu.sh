@@ -190,7 +190,7 @@ create() {
       ABSENT) ;;
       UNKNOWN) fail "$name: nobody answers; try again" ;;
       ACTIVE | READY) echo "$name is there already"; return ;;
-      FAILED | SUSPENDED | PREEMPTED)
+      FAILED | SUSPENDED | PREEMPTED | STOPPED | TERMINATED)
         fail "$name is $now: delete it first, or resume does all of it" ;;
       *) echo "$name was asked for already, and is $now"; wait_for_it; return ;;
     esac
@@ -224,6 +224,8 @@ wait_for_it() {
         fail "$name: the request failed; mend what it says above, delete, create" ;;
       SUSPENDING | SUSPENDED | PREEMPTED)
         fail "$name was taken back before it was used; resume asks again" ;;
+      STOPPING | STOPPED | TERMINATED)
+        fail "$name is $now: delete it, and create it again; or resume does all of it" ;;
       ABSENT) fail "$name: the request is gone" ;;
     esac
     sleep "$poll"
@@ -263,6 +265,8 @@ status() {
       fail "$name: its hosts cannot be asked" ;;
     SUSPENDING | SUSPENDED | PREEMPTED)
       echo 'It was preempted: resume brings it back, with the flags of create and run.' ;;
+    STOPPED | TERMINATED)
+      echo 'It was stopped: resume makes it anew, with the flags of create and run.' ;;
   esac
 }
 
@@ -291,7 +295,7 @@ delete() {
 
 resume() {
   case $(state) in
-    FAILED | SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED) delete ;;
+    FAILED | SUSPENDING | SUSPENDED | PREEMPTED | STOPPED | TERMINATED) delete ;;
     ACTIVE | READY)
       if $dry_run; then
         delete

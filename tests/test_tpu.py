@@ -151,6 +151,8 @@ def test_create_twice_waits_for_the_first(tpu):
          'gcloud auth login'),
         ({_STATE: _states(None, 'WAITING_FOR_RESOURCES', 'FAILED')}, 'the request failed'),
         ({_STATE: _states(None, 'PROVISIONING', 'SUSPENDED')}, 'taken back before'),
+        ({_STATE: _states(None, 'CREATING', 'STOPPED')}, 'is STOPPED: delete it'),
+        ({_STATE: _states('TERMINATED')}, 'is TERMINATED: delete it first'),
     ],
 )  # fmt: skip
 def test_faults_of_the_platform_are_explained(tpu, scenario, says):
