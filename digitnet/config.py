@@ -176,10 +176,21 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if name not in RULES:
       raise UserError(f'config.{name}: there is no such field; remove it')
   _check(values, RULES)
+  _check_average(values)
   if values['data.fold'] >= values['data.num_folds']:
     raise UserError(
         f'config.data.fold={values["data.fold"]}: must be below'
         f' config.data.num_folds={values["data.num_folds"]}; the first is 0'
+    )
+
+
+def _check_average(values):
+  """An average moves by thousandths, which bfloat16's eight bits cannot hold."""
+  decay, dtype = values['optim.average_decay'], values['model.param_dtype']
+  if decay and dtype != 'float32':
+    raise UserError(
+        f'config.optim.average_decay={decay}: must be 0 with'
+        f' config.model.param_dtype={dtype!r}; only float32 can hold so slow an average'
     )
 
 

@@ -133,6 +133,16 @@ def test_bad_values_are_named(name, value):
   assert 'must' in str(error.value)
 
 
+def test_an_average_in_eight_bits_is_refused():
+  """The run trains to its end, and cannot read what it has saved."""
+  config = default.get_config()
+  config.model.param_dtype = 'bfloat16'
+  config_lib.validate(config)
+  config.optim.average_decay = 0.999
+  with pytest.raises(UserError, match='config.optim.average_decay=0.999: must be 0'):
+    config_lib.validate(config)
+
+
 def test_too_many_blocks_are_refused():
   """Pooling reaches 0x0, and the network sees nothing."""
   config = default.get_config()
