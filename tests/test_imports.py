@@ -94,7 +94,7 @@ def test_nothing_of_a_file_is_executed():
 
 
 def test_every_test_file_is_named_after_what_it_tests():
-  """A module without tests, or tests that nobody finds."""
+  """Tests that nobody finds."""
   tests = {path.stem.removeprefix('test_') for path in (ROOT / 'tests').glob('test_*.py')}
   names = {name.rpartition('.')[2] for name, _ in _modules()}
   end_to_end = {'ablate', 'benchmark', 'browser', 'export', 'collectives', 'devices', 'imports', 'launch_local', 'tpu', 'main', 'readme', 'scaling', 'setup'}

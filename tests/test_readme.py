@@ -135,8 +135,8 @@ def test_readme_names_what_is_there():
   named = set(re.findall(r'\b([a-z_]+)\.py', rooms))
   there = {p.stem for p in (ROOT / 'digitnet').glob('*.py')} - {'__init__'}
   assert there <= named | {'__init__'}
-  for name in re.findall(r'`(\w+)`: \{', README):
-    assert name in ablations.ABLATIONS
+  examples = re.findall(r"`'(\w+)': \{", README)
+  assert examples and set(examples) <= ablations.ABLATIONS.keys()
   for name in re.findall(r'config\.([a-z_.]+)=', README):
     assert name in config_lib.RULES or name == 'py', name
   capitals = set(re.findall(r'\b[A-Z]{5,}\b', README.replace('`.', '')))

@@ -335,6 +335,10 @@ def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path):
   rates = [x['learning_rate'] for x in _figures(tmp_path) if x['split'] == 'train']
   assert rates[0] == pytest.approx(1e-9)
   assert rates[-1] < 0.6e-9
+  config.duration = '30 steps'
+  train.train_and_evaluate(config, str(tmp_path), allow_changes=True)
+  resumed = [x['learning_rate'] for x in _figures(tmp_path) if x['split'] == 'train']
+  assert len(resumed) > len(rates) and max(resumed[len(rates) :]) <= rates[-1]
 
 
 def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypatch):

@@ -36,6 +36,14 @@ def send(name):
   print('sent at', time.time(), flush=True)
   os.kill(os.getpid(), getattr(signal, name))
 
+def wait_for_save(step):
+  '''Until its checkpoint is whole, and those that it supersedes are removed.'''
+  path = pathlib.Path(sys.argv[1].partition('=')[2]) / 'checkpoints' / str(step)
+  deadline = time.monotonic() + 60
+  while not path.exists() and time.monotonic() < deadline:
+    time.sleep(0.05)
+  time.sleep(1)
+
 {fault}
 import main
 cli.leave(cli.run(main.main))
