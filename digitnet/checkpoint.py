@@ -32,7 +32,7 @@ FORMAT = 1
 # In the names of folders that Orbax has not finished.
 _UNFINISHED = '.orbax-checkpoint-tmp'
 
-# That a checkpoint takes on the disk beside its arrays, at most.
+# More than a checkpoint takes on the disk beside its arrays, as a rule.
 _OTHER_BYTES = 2**18
 
 _ITEMS = ('params', 'optimizer', 'progress')
