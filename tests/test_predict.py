@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -168,30 +169,38 @@ def test_evaluate_scores_files_and_splits(workdir, files, run_python):
   assert scores[0] == scores[1] and scores[0]['num_examples'] == 7
 
 
-def test_other_data_are_not_scored_as_the_runs_own(workdir, tmp_path, run_python):
-  """The network is found, MNIST with it, and a run on stand-ins is scored there."""
-  import shutil
+@pytest.fixture
+def changed(workdir, tmp_path):
+  """A copy of the run, whose config.json `change` has changed."""
 
-  copy = tmp_path / 'copy'
-  shutil.copytree(workdir, copy)
-  config = json.loads((copy / 'config.json').read_text())
-  config['data']['split_seed'] = 1
-  (copy / 'config.json').write_text(json.dumps(config))
+  def build(change):
+    copy = tmp_path / 'copy'
+    shutil.copytree(workdir, copy)
+    path = copy / 'config.json'
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    return copy
+
+  return build
+
+
+def test_other_data_are_not_scored_as_the_runs_own(changed, run_python):
+  """The network is found, MNIST with it, and a run on stand-ins is scored there."""
+  copy = changed(lambda config: config['data'].update(split_seed=1))
   process = run_python('scripts/evaluate.py', f'--workdir={copy}')
   assert process.returncode == 2
   assert 'was trained on' in process.stderr
 
 
-def test_a_run_of_an_older_digitnet_is_used(workdir, tmp_path, digits):
+def test_a_run_of_an_older_digitnet_is_used(workdir, changed, digits):
   """A knob that came later shuts off every network trained before."""
-  import shutil
 
-  copy = tmp_path / 'copy'
-  shutil.copytree(workdir, copy)
-  config = json.loads((copy / 'config.json').read_text())
-  del config['optim'], config['augment']['elastic'], config['data']['fold']
-  del config['augment']['noise'], config['model']['matmul_dtype']
-  (copy / 'config.json').write_text(json.dumps(config))
+  def forget(config):
+    del config['optim'], config['augment']['elastic'], config['data']['fold']
+    del config['augment']['noise'], config['model']['matmul_dtype']
+
+  copy = changed(forget)
   images, _ = digits(3)
   np.testing.assert_array_equal(
       predict.Predictor(str(copy)).probs(images, 2),
@@ -199,15 +208,10 @@ def test_a_run_of_an_older_digitnet_is_used(workdir, tmp_path, digits):
   )
 
 
-def test_views_are_neither_noisy_nor_inverted(workdir, tmp_path, digits):
+def test_views_are_neither_noisy_nor_inverted(workdir, changed, digits):
   """Half of the views are of another kind of picture, and the mean is worse for it."""
-  import shutil
-
-  copy = tmp_path / 'copy'
-  shutil.copytree(workdir, copy)
-  config = json.loads((copy / 'config.json').read_text())
-  config['augment'].update(noise=0.5, inverted_share=1.0, cutout=9.0)
-  (copy / 'config.json').write_text(json.dumps(config))
+  strong = {'noise': 0.5, 'inverted_share': 1.0, 'cutout': 9.0}
+  copy = changed(lambda config: config['augment'].update(strong))
   images, _ = digits(3)
   np.testing.assert_array_equal(
       predict.Predictor(str(copy)).probs(images, 3),
@@ -215,15 +219,9 @@ def test_views_are_neither_noisy_nor_inverted(workdir, tmp_path, digits):
   )
 
 
-def test_a_knob_of_another_digitnet_is_named(workdir, tmp_path, run_python):
+def test_a_knob_of_another_digitnet_is_named(changed, run_python):
   """A run of another version ends in a traceback, or is used as what it is not."""
-  import shutil
-
-  copy = tmp_path / 'copy'
-  shutil.copytree(workdir, copy)
-  config = json.loads((copy / 'config.json').read_text())
-  config['augment']['unchanged'] = 0.3
-  (copy / 'config.json').write_text(json.dumps(config))
+  copy = changed(lambda config: config['augment'].update(unchanged=0.3))
   process = run_python('scripts/evaluate.py', f'--workdir={copy}')
   assert process.returncode == 2, process.stderr
   assert 'config.augment.unchanged: this digitnet has no such knob' in process.stderr
