@@ -1,6 +1,7 @@
 """The bundled digits have MNIST's form."""
 
 import numpy as np
+from sklearn import datasets
 
 from digitnet.data import bundled
 
@@ -23,6 +24,15 @@ def test_digits_have_mnists_form():
     centre = (mass.sum(axis=axis) * grid).sum(axis=1) / total
     assert np.abs(centre - 13.5).max() <= 1.5
     assert np.abs(centre - 13.5).mean() < 0.35
+
+
+def test_digits_are_those_of_scikit_learn():
+  """Its file has moved, or has other columns."""
+  digits = datasets.load_digits()
+  corpus = bundled.load()
+  np.testing.assert_array_equal(corpus.train.labels, digits.target)
+  for image, original in zip(corpus.train.images[::100], digits.images[::100]):
+    np.testing.assert_array_equal(image, bundled.to_mnist_form(original))
 
 
 def test_a_digit_stays_itself():
