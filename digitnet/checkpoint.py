@@ -87,7 +87,11 @@ class _ReadableSteps(ocp.path.step.NameFormat):
 
 
 class Checkpoints:
-  """The checkpoints of one run; a context that ends with every save on disk."""
+  """The checkpoints of one run; a context that ends with every save on disk.
+
+  Attributes:
+    folder: of all steps.
+  """
 
   def __init__(
       self, folder: epath.Path, num_newest: int = 1, read_only: bool = False
@@ -99,7 +103,7 @@ class Checkpoints:
       num_newest: how many to keep beside the best.
       read_only: leaves the folder as it is, for readers beside a running run.
     """
-    self._folder = folder
+    self.folder = folder
     self._saving: int | None = None
     self._failed = False
     self._names = _ReadableSteps()
@@ -224,7 +228,7 @@ class Checkpoints:
       if damaged:
         newest = max(damaged)
         raise TrainingFailed(
-            f'{self._folder}: none of the {len(damaged)} checkpoints can be used'
+            f'{self.folder}: none of the {len(damaged)} checkpoints can be used'
             f' (step {newest}: {damaged[newest]}); bring one back, or start again'
             ' in another --workdir'
         )
@@ -319,7 +323,7 @@ class Checkpoints:
           raise Damaged(f'progress: saved as step {saved["step"]}')
         return saved
     raise UserError(
-        f'{self._folder / str(step)}: written by a newer digitnet (checkpoint'
+        f'{self.folder / str(step)}: written by a newer digitnet (checkpoint'
         f' format {written_by}; this one reads up to {FORMAT}); update digitnet'
     )
 
@@ -342,8 +346,8 @@ class Checkpoints:
 
   def _set_aside(self, step, fault):
     """Moved, not deleted: it may hold something that its owner can still read."""
-    folder = self._folder / str(step)
-    place = self._folder.parent / 'damaged' / f'{step}-{time.time_ns()}'
+    folder = self.folder / str(step)
+    place = self.folder.parent / 'damaged' / f'{step}-{time.time_ns()}'
     if not folder.exists():  # An earlier start has moved it.
       return
     place.parent.mkdir(exist_ok=True)
@@ -352,7 +356,7 @@ class Checkpoints:
 
   def _remove_unfinished(self):
     """What a save that never ended left: it may fill the disk. Returns its paths."""
-    paths = [p for p in self._folder.iterdir() if _UNFINISHED in p.name]
+    paths = [p for p in self.folder.iterdir() if _UNFINISHED in p.name]
     for path in paths:
       path.rmtree()
     return paths
@@ -360,7 +364,7 @@ class Checkpoints:
   def _check_room(self, state):
     """Before anything is written: Orbax ends badly in the midst of a full disk."""
     needed = sum(x.nbytes for x in jax.tree.leaves(state)) + _OTHER_BYTES
-    free = shutil.disk_usage(self._folder).free
+    free = shutil.disk_usage(self.folder).free
     if free < needed:
       raise OSError(f'needs {needed:,} bytes where {free:,} are free')
 
@@ -374,7 +378,7 @@ class Checkpoints:
       step, self._saving = self._saving, None
       self._failed = True
       raise TrainingFailed(
-          f'step {step}: {self._folder / str(step)} could not be saved'
+          f'step {step}: {self.folder / str(step)} could not be saved'
           f' ({_brief(error)}); make room, and the same command goes on from the'
           ' checkpoint before it'
       ) from None

@@ -1,4 +1,4 @@
-"""The end of a run: the best network scored on test, once, and results.json."""
+"""What results.json holds, and how it is shown."""
 
 from importlib import metadata
 import pathlib

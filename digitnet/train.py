@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import contextlib
 import functools
-import json
 import signal
 from typing import Any
 
@@ -11,21 +10,19 @@ import jax
 import ml_collections
 import numpy as np
 import optax
-from scipy import special
 
 from digitnet import augment
 from digitnet import cluster
 from digitnet import config as config_lib
-from digitnet import machine
+from digitnet import finish
 from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import parallel
 from digitnet import results as results_lib
-from digitnet import rng
 from digitnet import signals
+from digitnet import start
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
-from digitnet.checkpoint import Damaged
 from digitnet.console import Pace
 from digitnet.console import say
 from digitnet.console import warn
@@ -33,9 +30,7 @@ from digitnet.data import batches
 from digitnet.data import sources
 from digitnet.data.corpus import Dataset
 from digitnet.errors import Stopped
-from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
-from digitnet.evaluate import evaluate
 from digitnet.metrics import Metrics
 from digitnet.metrics_log import MetricsLog
 from digitnet.model import DigitNet
@@ -99,100 +94,12 @@ def _train_and_evaluate(config, run):
     progress = train(
         config, plan, dataset, model, eval_step, run, checkpoints
     )
-    try:
-      params = checkpoints.restore_params(
-          progress.best_step, model_lib.abstract_params(model)
-      )
-      digests = checkpoints.digests(plan.last_step)
-    except Damaged as fault:
-      raise TrainingFailed(
-          f'{run.checkpoints}: what was saved in this run has been damaged'
-          f' ({fault}); the same command goes on from what is good'
-      ) from None
-    params = cluster.arrays_from_main(params, model_lib.abstract_params(model))
-
-  # The network that is best on validation is scored on test, once.
-  def score(split):
-    return evaluate(
-        eval_step, parallel.replicate(params), split, config.eval_batch_size
+    params, digests = finish.restore_best(
+        checkpoints, progress.best_step, plan.last_step, model
     )
-
-  test_metrics, logits = Metrics(), None
-  if config.score_test:
-    test_metrics, logits = score(dataset.test)
-  results = results_lib.collect(
-      dataset,
-      progress,
-      test_metrics,
-      model_lib.count_params(params),
-      plan.last_step,
-      config.seed,
-      run.config_changes,
-      digests,
+  return finish.score_and_write(
+      config, dataset, eval_step, run, progress, params, plan.last_step, digests
   )
-  if cluster.is_main() and logits is not None:
-    run.write_predictions(logits.argmax(axis=-1), plan.last_step)
-  pictures = []
-  if config.write_report:
-    # Of the split that nothing was chosen on, where its labels are known.
-    name, split = 'test', dataset.test
-    if not results['test']:
-      name, split = 'validation', dataset.validation
-      _, logits = score(split)
-    if cluster.is_main():
-      pictures = _write_report(
-          run, results, name, split, logits, dataset.train, params
-      )
-  if cluster.is_main():
-    _write_tensorboard(run, config, results, pictures)
-    run.write_results(results)
-  return results
-
-
-def _write_report(run, results, name, split, logits, train_split, params):
-  """The report, which may fail without harm to the run; returns its pictures."""
-  # Here, since it brings matplotlib, which the first step need not wait for.
-  from digitnet import report  # pylint: disable=g-import-not-at-top
-
-  labelled = split.labels >= 0
-  scored = report.Scored(
-      name,
-      split.images[labelled],
-      split.labels[labelled],
-      special.softmax(logits[labelled], axis=-1),
-  )
-  try:
-    report.write(run, results, scored, train_split, params)
-    return sorted(run.report.glob('*.png'))
-  # Whatever it is, hours of training are not lost for the sake of a picture.
-  except Exception as error:  # pylint: disable=broad-except
-    warn(f'{run.report}: not written ({error}); scripts/report.py makes it again')
-    return []
-
-
-def _write_tensorboard(run, config, results, pictures):
-  """TensorBoard's view, which may fail likewise."""
-  from digitnet import tensorboard  # pylint: disable=g-import-not-at-top
-
-  try:
-    tensorboard.write_end(run.tensorboard, config_lib.flatten(config), results, pictures)
-  except Exception as error:  # pylint: disable=broad-except
-    warn(f'{run.tensorboard}: not written to ({error})')
-
-
-def _warn_of_waste(config, plan, model):
-  """Of what is allowed, but is hardly meant."""
-  if plan.warmup >= plan.last_step:
-    warn(
-        f'config.optim.warmup={config.optim.warmup!r}: the learning rate rises to the end'
-        f' of this run ({plan.last_step:,} steps); name a shorter one, or train for longer'
-    )
-  is_on_cpu = jax.default_backend() == 'cpu'
-  if model.dtype == 'bfloat16' and is_on_cpu and not model.by_onednn:
-    warn(
-        "config.model.dtype='bfloat16': is slower than 'float32' here; it is quick on"
-        ' CPUs with AMX, with JAX 0.11 or later, in one process'
-    )
 
 
 def train(
@@ -209,25 +116,8 @@ def train(
   Raises:
     UserError, TrainingFailed, Stopped: see `train_and_evaluate`.
   """
-  schedule = optim.make_schedule(
-      config.optim.schedule,
-      optim.scale_rate(
-          config.optim.learning_rate,
-          config.optim.rate_scaling,
-          config.batch_size,
-          config.optim.reference_batch_size,
-      ),
-      plan.last_step,
-      plan.warmup,
-  )
-  optimizer = optim.make_optimizer(
-      schedule,
-      config.optim.b1,
-      config.optim.b2,
-      config.optim.eps,
-      config.optim.weight_decay,
-  )
-  state, progress = start_or_resume(
+  schedule, optimizer = _make_optimizer(config.optim, config.batch_size, plan)
+  state, progress = start.fresh_or_resumed(
       checkpoints,
       model,
       optimizer,
@@ -258,28 +148,7 @@ def train(
       steps.Examples(dataset.train.images, dataset.train.labels)
   )
   lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
-  train_step = parallel.pmap(
-      steps.make_train_step(
-          model,
-          optimizer,
-          schedule,
-          augment.Strengths(**config.augment),
-          config.seed,
-          functools.partial(
-              augment.fade,
-              last_step=plan.last_step,
-              fade_steps=plan.fade,
-              end=config.fade.scale,
-          ),
-          config.optim.clip_norm,
-          config.optim.label_smoothing,
-          config.optim.average_decay,
-          config.accumulation,
-          config.all_reduce_dtype,
-      ),
-      donate_argnums=(0,),
-      by_onednn=model.by_onednn,
-  )
+  train_step = _make_train_step(config, plan, model, optimizer, schedule)
 
   log = cluster.on_main(
       MetricsLog,
@@ -367,6 +236,67 @@ def train(
   return progress
 
 
+def _warn_of_waste(config, plan, model):
+  """Of what is allowed, but is hardly meant."""
+  if plan.warmup >= plan.last_step:
+    warn(
+        f'config.optim.warmup={config.optim.warmup!r}: the learning rate rises to the end'
+        f' of this run ({plan.last_step:,} steps); name a shorter one, or train for longer'
+    )
+  is_on_cpu = jax.default_backend() == 'cpu'
+  if model.dtype == 'bfloat16' and is_on_cpu and not model.by_onednn:
+    warn(
+        "config.model.dtype='bfloat16': is slower than 'float32' here; it is quick on"
+        ' CPUs with AMX, with JAX 0.11 or later, in one process'
+    )
+
+
+def _make_optimizer(optim_config, batch_size, plan):
+  schedule = optim.make_schedule(
+      optim_config.schedule,
+      optim.scale_rate(
+          optim_config.learning_rate,
+          optim_config.rate_scaling,
+          batch_size,
+          optim_config.reference_batch_size,
+      ),
+      plan.last_step,
+      plan.warmup,
+  )
+  return schedule, optim.make_optimizer(
+      schedule,
+      optim_config.b1,
+      optim_config.b2,
+      optim_config.eps,
+      optim_config.weight_decay,
+  )
+
+
+def _make_train_step(config, plan, model, optimizer, schedule):
+  return parallel.pmap(
+      steps.make_train_step(
+          model,
+          optimizer,
+          schedule,
+          augment.Strengths(**config.augment),
+          config.seed,
+          functools.partial(
+              augment.fade,
+              last_step=plan.last_step,
+              fade_steps=plan.fade,
+              end=config.fade.scale,
+          ),
+          config.optim.clip_norm,
+          config.optim.label_smoothing,
+          config.optim.average_decay,
+          config.accumulation,
+          config.all_reduce_dtype,
+      ),
+      donate_argnums=(0,),
+      by_onednn=model.by_onednn,
+  )
+
+
 def _log_training(step, plan, report, progress, log, pace):
   """The training since the line before; `report` is of the newest step."""
   summary = progress.window.summary()
@@ -401,50 +331,6 @@ def save(
   check_finite(int(saved.step), {'norm of the parameters': norm})
   log.sync(int(saved.step))
   checkpoints.save(saved, progress)
-
-
-def start_or_resume(
-    checkpoints: Checkpoints,
-    model: DigitNet,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    dataset: Dataset,
-    has_average: bool,
-) -> tuple[steps.TrainState, Progress]:
-  """The newest good checkpoint, or else the state before the first step.
-
-  Raises:
-    UserError: the data are not those the checkpoint was trained on.
-    TrainingFailed: all checkpoints are damaged.
-  """
-
-  def init():
-    params = model_lib.init_params(model, rng.stream_key(seed, 'init'))
-    return steps.init_state(params, optimizer, has_average)
-
-  here = machine.shape()
-  like = jax.eval_shape(init)
-  restored = checkpoints.restore_newest(like)
-  if not cluster.from_main(restored is not None):
-    return jax.jit(init)(), Progress(dataset.fingerprint, here)
-  state, progress = restored or (None, None)
-  state = cluster.arrays_from_main(state, like)
-  progress = Progress.from_json(
-      cluster.from_main(progress.to_json() if progress else None)
-  )
-  if progress.dataset != dataset.fingerprint:
-    raise UserError(
-        f'the data are not those the run began with ({progress.dataset} ->'
-        f' {dataset.fingerprint}); bring them back, or name another --workdir'
-    )
-  if progress.machine not in (None, here):
-    old, new = (json.dumps(shape) for shape in (progress.machine, here))
-    warn(
-        f'the run goes on with {new} where it had {old}: its bits may differ from'
-        ' those of an unbroken run'
-    )
-  progress.machine = here
-  return state, progress
 
 
 def _lr_scale(optim_config, progress):

@@ -16,8 +16,8 @@ LAYERS = [
     {'config', 'parallel', 'progress', 'signals', 'lock', 'cluster'},
     {'steps', 'plan', 'workdir'},
     {'checkpoint', 'metrics_log', 'reports', 'results'},
-    {'evaluate', 'report'},
-    {'validation', 'predict', 'compare', 'export.network', 'export.card', 'imported'},
+    {'evaluate', 'report', 'start'},
+    {'finish', 'validation', 'predict', 'compare', 'export.network', 'export.card', 'imported'},
     {'train', 'demo.reader', 'export.stablehlo', 'export.safetensors_file', 'export.onnx_file', 'export.keras_model'},
     {'demo.server', 'export.folder'},
 ]

@@ -119,6 +119,8 @@ def test_script_commands(run_python, folder, trained, tiny_flags, tmp_path, comm
     words += tiny_flags()
   if 'ablate' in command:
     words[1] = f'--output={tmp_path}'
+    if not any('repeats' in word for word in words):
+      words.append('--repeats=1')
     for flag in tiny_flags({'duration': '2 steps'}):
       words += ['--set', flag.removeprefix('--config.')]
   assert run_python(*words, check=True).stdout.strip()

@@ -1,0 +1,137 @@
+"""The end of a run: the best network scored on test, once, and what is left for people."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+from scipy import special
+
+from digitnet import cluster
+from digitnet import config as config_lib
+from digitnet import model as model_lib
+from digitnet import parallel
+from digitnet import results as results_lib
+from digitnet.checkpoint import Checkpoints
+from digitnet.checkpoint import Damaged
+from digitnet.console import warn
+from digitnet.data.corpus import Dataset
+from digitnet.errors import TrainingFailed
+from digitnet.evaluate import evaluate
+from digitnet.metrics import Metrics
+from digitnet.model import DigitNet
+from digitnet.progress import Progress
+from digitnet.workdir import Workdir
+
+
+def restore_best(
+    checkpoints: Checkpoints, best_step: int, last_step: int, model: DigitNet
+) -> tuple[dict, dict[str, str]]:
+  """The parameters that are best on validation, and the digests of the last state.
+
+  Raises:
+    TrainingFailed: they are no longer what was saved.
+  """
+  like = model_lib.abstract_params(model)
+  try:
+    params = checkpoints.restore_params(best_step, like)
+    digests = checkpoints.digests(last_step)
+  except Damaged as fault:
+    raise TrainingFailed(
+        f'{checkpoints.folder}: what was saved in this run has been damaged'
+        f' ({fault}); the same command goes on from what is good'
+    ) from None
+  return cluster.arrays_from_main(params, like), digests
+
+
+def score_and_write(
+    config: ml_collections.ConfigDict,
+    dataset: Dataset,
+    eval_step: Callable,
+    run: Workdir,
+    progress: Progress,
+    params: dict,
+    last_step: int,
+    digests: dict[str, str],
+) -> dict[str, Any]:
+  """Scores the test split, and writes predictions, report and at last results.json.
+
+  Args:
+    config: all fields of configs/default.py.
+    dataset: of the run.
+    eval_step: of the network, as `parallel.pmap` makes it.
+    run: where to write, from the main process.
+    progress: of the whole run.
+    params: of the network to score.
+    last_step: updates done.
+    digests: of the last state.
+
+  Returns:
+    What results.json holds.
+  """
+
+  def score(split):
+    return evaluate(
+        eval_step, parallel.replicate(params), split, config.eval_batch_size
+    )
+
+  test_metrics, logits = Metrics(), None
+  if config.score_test:
+    test_metrics, logits = score(dataset.test)
+  results = results_lib.collect(
+      dataset,
+      progress,
+      test_metrics,
+      model_lib.count_params(params),
+      last_step,
+      config.seed,
+      run.config_changes,
+      digests,
+  )
+  if cluster.is_main() and logits is not None:
+    run.write_predictions(logits.argmax(axis=-1), last_step)
+  pictures = []
+  if config.write_report:
+    # Of the split that nothing was chosen on, where its labels are known.
+    name, split = 'test', dataset.test
+    if not results['test']:
+      name, split = 'validation', dataset.validation
+      _, logits = score(split)
+    if cluster.is_main():
+      pictures = _write_report(
+          run, results, name, split, logits, dataset.train, params
+      )
+  if cluster.is_main():
+    _write_tensorboard(run, config, results, pictures)
+    run.write_results(results)
+  return results
+
+
+def _write_report(run, results, name, split, logits, train_split, params):
+  """The report, which may fail without harm to the run; returns its pictures."""
+  # Here, since it brings matplotlib, which the first step need not wait for.
+  from digitnet import report  # pylint: disable=g-import-not-at-top
+
+  labelled = split.labels >= 0
+  scored = report.Scored(
+      name,
+      split.images[labelled],
+      split.labels[labelled],
+      special.softmax(logits[labelled], axis=-1),
+  )
+  try:
+    report.write(run, results, scored, train_split, params)
+    return sorted(run.report.glob('*.png'))
+  # Whatever it is, hours of training are not lost for the sake of a picture.
+  except Exception as error:  # pylint: disable=broad-except
+    warn(f'{run.report}: not written ({error}); scripts/report.py makes it again')
+    return []
+
+
+def _write_tensorboard(run, config, results, pictures):
+  """TensorBoard's view, which may fail likewise."""
+  from digitnet import tensorboard  # pylint: disable=g-import-not-at-top
+
+  try:
+    tensorboard.write_end(run.tensorboard, config_lib.flatten(config), results, pictures)
+  except Exception as error:  # pylint: disable=broad-except
+    warn(f'{run.tensorboard}: not written to ({error})')

@@ -1,0 +1,62 @@
+"""The state that a run starts with: its newest good checkpoint, or fresh parameters."""
+
+import json
+
+import jax
+import optax
+
+from digitnet import cluster
+from digitnet import machine
+from digitnet import model as model_lib
+from digitnet import rng
+from digitnet import steps
+from digitnet.checkpoint import Checkpoints
+from digitnet.console import warn
+from digitnet.data.corpus import Dataset
+from digitnet.errors import UserError
+from digitnet.model import DigitNet
+from digitnet.progress import Progress
+
+
+def fresh_or_resumed(
+    checkpoints: Checkpoints,
+    model: DigitNet,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    dataset: Dataset,
+    has_average: bool,
+) -> tuple[steps.TrainState, Progress]:
+  """The newest good checkpoint, or else the state before the first step.
+
+  Raises:
+    UserError: the data are not those the checkpoint was trained on.
+    TrainingFailed: all checkpoints are damaged.
+  """
+
+  def init():
+    params = model_lib.init_params(model, rng.stream_key(seed, 'init'))
+    return steps.init_state(params, optimizer, has_average)
+
+  here = machine.shape()
+  like = jax.eval_shape(init)
+  restored = checkpoints.restore_newest(like)
+  if not cluster.from_main(restored is not None):
+    return jax.jit(init)(), Progress(dataset.fingerprint, here)
+  state, progress = restored or (None, None)
+  state = cluster.arrays_from_main(state, like)
+  progress = Progress.from_json(
+      cluster.from_main(progress.to_json() if progress else None)
+  )
+  if progress.dataset != dataset.fingerprint:
+    raise UserError(
+        f'the data are not those the run began with ({progress.dataset} ->'
+        f' {dataset.fingerprint}); bring them back, or name another --workdir'
+    )
+  if progress.machine not in (None, here):
+    old, new = (json.dumps(shape) for shape in (progress.machine, here))
+    warn(
+        f'the run goes on with {new} where it had {old}: its bits may differ from'
+        ' those of an unbroken run'
+    )
+  progress.machine = here
+  return state, progress
