@@ -2,8 +2,8 @@
 
     python main.py --config=configs/record.py
 
-Chosen on the 42,000 labelled images alone; the log of choices is in configs/README.md.
-Results: see there, and the table in README.md.
+Chosen on the 42,000 labelled images alone; the log of choices is configs/choices.md.
+Results: configs/README.md, and the table in README.md.
 """
 
 from configs import default

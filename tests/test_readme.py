@@ -150,6 +150,14 @@ def test_readme_names_what_is_there():
     assert (ROOT / path).exists(), path
 
 
+def test_links_lead_somewhere():
+  """A page or a picture was moved, and those that show it were not told."""
+  for page in (*ROOT.glob('*.md'), *ROOT.glob('configs/*.md'), *ROOT.glob('scripts/*.md')):
+    links = re.findall(r'(?:\]\(|src=")(?!https?:)([^)"#]+)', page.read_text())
+    for link in links:
+      assert (page.parent / link).exists(), f'{page}: {link}'
+
+
 def test_every_fault_of_the_table_has_its_test():
   """The README claims what nothing proves."""
   table = README.split('## What a run survives')[1].split('## ')[0]
