@@ -7,7 +7,7 @@
         --set optim.warmup='0.5 epochs' no_dropout
 
 A variant is a name in configs/ablations.py, or changes of its baseline, KEY=VALUE with
-blanks between; without any, all names are run. Each repeat has a seed of its own, and
+blanks between; without any, all names are run, some thirty. Each repeat has a seed of its own, and
 its own tenth of the labelled images for validation, the same for all variants: these
 are compared in pairs (Student's t-test). A tenth is too few images to tell good recipes
 apart; with --set data.num_folds=2 halves take turns at validation. Repeats on one half

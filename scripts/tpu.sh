@@ -26,10 +26,10 @@
 #   --poll=SECONDS      between two looks at the state; default: 30
 #   --dry_run           prints every command, and runs none
 #
-# A spot slice of two hosts, from nothing to a result:
-#   bash scripts/tpu.sh create --name=digits --zone=us-west4-a --type=v5litepod-16 --spot
+# A spot TPU of eight chips, from nothing to a result:
+#   bash scripts/tpu.sh create --name=digits --zone=us-west4-a --spot
 #   bash scripts/tpu.sh setup --name=digits --zone=us-west4-a
-#   bash scripts/tpu.sh run --name=digits --zone=us-west4-a --bucket=gs://mine/runs -- --config=configs/tpu.py
+#   bash scripts/tpu.sh run --name=digits --zone=us-west4-a --bucket=gs://mine/runs -- --config=configs/tpu.py --config.data.source=tfds
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
