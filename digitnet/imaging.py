@@ -28,7 +28,11 @@ _LONGEST_SIDE = 400
 # Phones take photos of 10^8 pixels, but as JPEG, which is decoded at a fraction of that.
 _MOST_PIXELS = 2**27
 # Of what Pillow reads, what holds pixels: others start programs, as PostScript does.
-_FORMATS = {'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP'}
+_FORMATS = {
+    'AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP'
+}  # fmt: skip
+# What iPhones take, and Pillow does not read: a picture all the same, so that this is said.
+_NOT_READ = {'.heic', '.heif'}
 # Strokes thinner than this part of the digit's height are thickened to it: MNIST's pens
 # were wide, and a thin line all but vanishes when it is made smaller.
 _THINNEST_STROKE = 0.1
@@ -45,7 +49,7 @@ _SPECK = 0.04
 def open_picture(
     content: bytes, name: str, most_pixels: int = _MOST_PIXELS
 ) -> np.ndarray:
-  """Decodes a picture: BMP, GIF, JPEG, JPEG 2000, PNG, PNM, TIFF or WebP.
+  """Decodes a picture: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PNM, TIFF or WebP.
 
   Turned as its EXIF says, without colour, transparent parts white, the first of several
   frames.
@@ -73,7 +77,9 @@ def open_picture(
   except UserError:
     raise
   except UnidentifiedImageError:
-    raise UserError(f'{name}: not a picture that can be read') from None
+    raise UserError(
+        f'{name}: not a picture that can be read; save it as JPEG or PNG'
+    ) from None
   # Damaged files make Pillow raise nearly anything.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(f'{name}: not a picture that can be read ({error})') from None
@@ -312,5 +318,5 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
 
 def is_picture(name: str) -> bool:
   """Whether a file's name ends as those of pictures do."""
-  endings = Image.registered_extensions()
-  return endings.get(pathlib.Path(name).suffix.lower()) in _FORMATS
+  ending = pathlib.Path(name).suffix.lower()
+  return ending in _NOT_READ or Image.registered_extensions().get(ending) in _FORMATS

@@ -74,6 +74,7 @@ _KINDS = {
     ),
     'BMP': lambda p: _file(p, 'BMP'),
     'WebP': lambda p: _file(p.convert('RGB'), 'WEBP', lossless=True),
+    'AVIF': lambda p: _file(p.convert('RGB'), 'AVIF', quality=90),
     'sideways by EXIF': _sideways,
     '12 of 16 bits': lambda p: _file(
         Image.fromarray(np.asarray(p).astype(np.uint16) * 16), 'PNG'
@@ -152,7 +153,7 @@ def test_what_shows_no_digit_is_refused(content, says):
 def test_damaged_files_end_in_one_line(digit):
   """A file cut short or with flipped bytes ends in a traceback of Pillow's."""
   rng = np.random.default_rng(0)
-  for form in ('PNG', 'JPEG', 'GIF', 'TIFF', 'BMP', 'WEBP'):
+  for form in ('PNG', 'JPEG', 'GIF', 'TIFF', 'BMP', 'WEBP', 'AVIF'):
     whole = _file(_on_paper(digit), form)
     for _ in range(15):
       damaged = bytearray(whole[: rng.integers(1, len(whole))])
@@ -246,6 +247,7 @@ def test_standard_input_is_read_and_what_was_seen_is_kept(workdir, folder):
         (['--submission', '{folder}/a.png'], '--submission'),
         (['--split', '{folder}/notes.txt'], 'these are data'),
         (['{folder}/nowhere.png'], 'no such file'),
+        (['{folder}/photo.HEIC'], 'save it as JPEG or PNG'),
         (['{folder}/empty'], 'no pictures in this folder'),
         (['{folder}/a.png', '--seen={folder}/m.jpg'], 'no folder can be made there'),
     ],
@@ -253,6 +255,7 @@ def test_standard_input_is_read_and_what_was_seen_is_kept(workdir, folder):
 def test_mistakes_are_told(workdir, folder, run_python, arguments, says):
   """A typo ends in a traceback, or in half an answer."""
   (folder / 'empty').mkdir()
+  (folder / 'photo.HEIC').write_bytes(b'\0\0\0\x18ftypheic')
   process = run_python(
       'scripts/predict.py', f'--workdir={workdir}',
       *(argument.format(folder=folder) for argument in arguments),
