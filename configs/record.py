@@ -2,7 +2,7 @@
 
     python main.py --config=configs/record.py
 
-Chosen on the 42,000 labelled images alone; the log of choices is configs/choices.md.
+Chosen by the 42,000 labelled images; the log of choices is configs/choices.md.
 Results: configs/README.md, and the table in README.md.
 """
 
