@@ -5,7 +5,7 @@
 
 A new ablation is a new line in `ABLATIONS`. Compare a run with 'baseline', over
 several seeds. The 4,200 validation images of a tenth rank no two recipes closer than 0.2
-points; halves do (`--set data.num_folds=2`). The table of results is in configs/README.md.
+points; halves tell more (`--set data.num_folds=2`). The table of results is in configs/README.md.
 """
 
 from configs import record
