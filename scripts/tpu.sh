@@ -44,7 +44,7 @@ is_deleted=false
 remind() {
   if $is_deleted; then return; fi
   echo "While it exists the TPU costs money. To delete it:" \
-    "bash scripts/tpu.sh delete --name=$name --zone=$zone$kind" >&2
+    "bash scripts/tpu.sh delete --name=$name --zone=$zone" >&2
 }
 
 # With --dry_run the command is printed, ready to be pasted.
@@ -64,7 +64,7 @@ parse() {
     help | -h | --help) usage; exit 0 ;;
     *) mistake "$command: no such command; see bash scripts/tpu.sh --help" ;;
   esac
-  name='' zone='' type=v5litepod-8 bucket='' runtime='' worker=0 poll=30 kind=''
+  name='' zone='' type=v5litepod-8 bucket='' runtime='' worker=0 poll=30
   spot=false on_demand=false dry_run=false
   project=()
   while [ $# -gt 0 ]; do
@@ -78,7 +78,7 @@ parse() {
       --worker=*) worker=${1#*=} ;;
       --poll=*) poll=${1#*=} ;;
       --spot) spot=true ;;
-      --on_demand) on_demand=true kind=' --on_demand' ;;
+      --on_demand) on_demand=true ;;
       --dry_run) dry_run=true ;;
       --) shift; break ;;
       *) mistake "$1: no such flag; see bash scripts/tpu.sh --help" ;;
@@ -144,16 +144,12 @@ on_hosts() {
   return 255
 }
 
-# The state of the queued resource or of the TPU; ABSENT where there is none, UNKNOWN where
-# nobody answers.
-state() {
-  if $dry_run; then
-    echo ACTIVE
-    return
-  fi
-  local what=(queued-resources describe "$name" '--format=value(state.state)') answer
-  if $on_demand; then what=(tpu-vm describe "$name" '--format=value(state)'); fi
-  if answer=$(tpus "${what[@]}" 2>&1); then
+# describe KIND: the state of the queued resource or of the TPU itself; ABSENT where there
+# is none, UNKNOWN where nobody answers.
+describe() {
+  local format='--format=value(state)' answer
+  if [ "$1" = queued-resources ]; then format='--format=value(state.state)'; fi
+  if answer=$(tpus "$1" describe "$name" "$format" 2>&1); then
     echo "$answer" | tail -n 1
   else
     case $answer in
@@ -161,6 +157,17 @@ state() {
       *) echo "digitnet: $answer" >&2; echo UNKNOWN ;;
     esac
   fi
+}
+
+# What came through the queue is known to it; what was created --on_demand is not. So only
+# create needs to be told, and no TPU is overlooked for want of a flag.
+state() {
+  local now=ACTIVE
+  if ! $dry_run; then
+    now=$(describe queued-resources)
+    if [ "$now" = ABSENT ]; then now=$(describe tpu-vm); fi
+  fi
+  echo "$now"
 }
 
 # explained COMMAND...: where gcloud fails, adds what that usually means.
@@ -283,11 +290,17 @@ results() {
 }
 
 delete() {
-  if $on_demand; then
-    explained tpus tpu-vm delete "$name" --quiet
-  else
+  local queued=true
+  if $dry_run; then
+    if $on_demand; then queued=false; fi
+  elif [ "$(describe queued-resources)" = ABSENT ]; then
+    queued=false
+  fi
+  if $queued; then
     # --force deletes the TPU too, and not only the request.
     explained tpus queued-resources delete "$name" --force --quiet
+  else
+    explained tpus tpu-vm delete "$name" --quiet
   fi
   is_deleted=true
   echo "$name is deleted${bucket:+; $bucket stays}"

@@ -40,7 +40,8 @@ def tpu(tmp_path):
   fake.chmod(0o755)
 
   def run(command, *flags, scenario=None):
-    (tmp_path / 'scenario').write_text(json.dumps(scenario or {}))
+    scenario = {'tpu-vm describe': _states(None), **(scenario or {})}
+    (tmp_path / 'scenario').write_text(json.dumps(scenario))
     (tmp_path / 'calls').write_text('')
     process = subprocess.run(
         ['bash', ROOT / 'scripts/tpu.sh', *command.split(), *flags],
@@ -169,7 +170,7 @@ def test_a_preempted_run_is_resumed(tpu):
   process, _ = tpu('status', *_AT, scenario={_STATE: gone})
   assert 'It was preempted' in process.stdout
   process, calls = tpu('resume', *_AT, bucket, '--spot', '--', '--config.seed=3', scenario={
-      _STATE: _states('SUSPENDED', None, 'PROVISIONING', 'ACTIVE'),
+      _STATE: _states('SUSPENDED', 'SUSPENDED', None, 'PROVISIONING', 'ACTIVE'),
   })  # fmt: skip
   assert process.returncode == 0, process.stderr
   order = [' '.join(call.split()[2:4]) for call in calls if 'describe' not in call]
@@ -178,6 +179,24 @@ def test_a_preempted_run_is_resumed(tpu):
       'tpu-vm ssh',
   ]  # fmt: skip
   assert calls[-1].endswith("'gs://mine/runs' --config.seed=3 --zone=us-west4-a")
+
+
+def test_what_was_created_on_demand_is_found_and_deleted_without_that_flag(tpu):
+  """It is looked for in the queue alone, said to be absent, and costs money for ever."""
+  process, calls = tpu('create', *_AT, '--on_demand', scenario={_STATE: _states(None)})
+  assert process.returncode == 0, process.stderr
+  create = [call for call in calls if 'create' in call]
+  assert len(create) == 1 and 'tpu-vm create digits' in create[0]
+  there = {_STATE: _states(None), 'tpu-vm describe': _states('READY')}
+  process, _ = tpu('status', *_AT, scenario=there)
+  assert process.stdout.startswith('digits: READY')
+  process, calls = tpu('create', *_AT, scenario=there)
+  assert process.returncode == 0 and not any('create' in call for call in calls)
+  process, calls = tpu('delete', *_AT, scenario=there)
+  assert process.returncode == 0, process.stderr
+  assert 'compute tpus tpu-vm delete digits' in calls[-1]
+  process, calls = tpu('delete', *_AT, scenario={_STATE: _states('ACTIVE')})
+  assert 'queued-resources delete digits --force' in calls[-1]
 
 
 def test_what_is_there_is_not_deleted_by_resume(tpu):
