@@ -224,7 +224,9 @@ def _run(variant, repeat, args, processes):
         flush=True,
     )
     return results
-  if code == 1:
+  if code < 0:
+    last = f'killed by signal {-code}'  # As by the kernel, where memory runs out.
+  if code == 1 or code < 0:
     print(f'{variant}, repeat {repeat}: failed: {last}', file=sys.stderr, flush=True)
     return None
   raise UserError(f'{variant}, repeat {repeat}: {last}')
@@ -284,8 +286,9 @@ def _mean(values):
 def _paired_p(pairs):
   from scipy import stats
 
-  if len({a - b for a, b in pairs}) < 2:
-    return None  # The test divides by the spread of the differences.
+  # The test divides by the spread of the differences, which rounding would make up.
+  if len({round(a - b, 9) for a, b in pairs}) < 2:
+    return None
   return float(stats.ttest_rel(*zip(*pairs)).pvalue)
 
 

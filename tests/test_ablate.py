@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -42,6 +43,24 @@ def test_differences_are_in_pairs():
   assert worse['difference'] == pytest.approx((0.3 + 0.4) / 2)
   # By hand: differences 0.3 and 0.4, t = 0.35 / (0.0707 / sqrt(2)) = 7, 1 degree.
   assert worse['p'] == pytest.approx(0.0903, abs=1e-3)
+
+
+def test_differences_that_are_all_the_same_have_no_p():
+  """Rounding alone makes their spread, and a chance difference is called certain."""
+  counts = {'baseline': (28, 37), 'mine': (31, 40)}
+  rows = ablate.summarize({
+      name: [{**_run(n), 'validation': {'num_errors': n, 'num_examples': 4200}} for n in both]
+      for name, both in counts.items()
+  })
+  assert rows[1]['difference'] == pytest.approx(3 / 42) and rows[1]['p'] is None
+
+
+def test_a_killed_run_is_a_failed_one(tmp_path, capfd):
+  """The kernel takes one run's memory, and all the others are stopped as a mistake."""
+  args = argparse.Namespace(set=[], score_test=False, output=tmp_path)
+  killed = types.SimpleNamespace(run=lambda *_, **__: (-9, 'digitnet: a warning'))
+  assert ablate._run('baseline', 0, args, killed) is None
+  assert 'baseline, repeat 0: failed: killed by signal 9' in capfd.readouterr().err
 
 
 def test_nothing_to_compare_is_said_so():
