@@ -1,6 +1,6 @@
 """Whether two runs ended alike, to the bit."""
 
-from digitnet.errors import UserError
+from digitnet import results as results_lib
 from digitnet.metrics_log import read_metrics
 from digitnet.workdir import Workdir
 
@@ -26,7 +26,7 @@ def differences(first: Workdir, second: Workdir) -> list[str]:
     found.append(f'metrics.jsonl: {len(lines)} -> {len(other_lines)} lines')
   pairs = [
       ('config.json', first.load_config(), second.load_config()),
-      ('results.json', _results(first), _results(second)),
+      ('results.json', *(_without_times(results_lib.of_finished(run)) for run in (first, second))),
       *(
           (f'metrics.jsonl, line {number}', *pair)
           for number, pair in enumerate(zip(lines, other_lines), start=1)
@@ -36,16 +36,14 @@ def differences(first: Workdir, second: Workdir) -> list[str]:
     for key in sorted(set(a) | set(b)):
       if a.get(key) != b.get(key):
         found.append(f'{name}: {key}: {a.get(key)} -> {b.get(key)}')
-  if first.predictions.read_bytes() != second.predictions.read_bytes():
+  if _bytes(first.predictions) != _bytes(second.predictions):
     found.append('predictions.csv')
   return found
 
 
-def _results(run):
-  results = run.load_results()
-  if results is None:
-    raise UserError(f'{run.path}: no results.json; the run is not finished')
-  return _without_times(results)
+def _bytes(path):
+  """None where the test split was to stay sealed."""
+  return path.read_bytes() if path.exists() else None
 
 
 def _lines(run):

@@ -12,7 +12,12 @@ from digitnet.data.corpus import Dataset
 from digitnet.errors import UserError
 from digitnet.metrics import Metrics
 from digitnet.progress import Progress
+from digitnet.workdir import Workdir
 
+# What every finished run has told, and its readers count on.
+_KEYS = ('dataset', 'source', 'split_sizes', 'num_params', 'steps', 'best_step', 'seed',
+         'validation', 'test', 'images_per_second', 'wall_seconds', 'devices', 'versions',
+         'git_commit')  # fmt: skip
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -65,6 +70,21 @@ def collect(
       },
       'git_commit': git_commit(),
   }
+
+
+def of_finished(run: Workdir) -> dict[str, Any]:
+  """What results.json holds.
+
+  Raises:
+    UserError: there is none, or it holds something else.
+  """
+  results = run.load_results()
+  if results is None:
+    raise UserError(f'{run.path}: no results.json; the run is not finished')
+  for key in _KEYS:
+    if key not in results:
+      raise UserError(f'{run.results}: not the results of a run (it has no {key!r})')
+  return results
 
 
 def git_commit() -> str | None:

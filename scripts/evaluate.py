@@ -75,8 +75,7 @@ def main() -> None:
     raise UserError(
         'no labels to score against; scripts/predict.py reads images without'
     )
-  is_labelled = examples.labels >= 0
-  images, labels = examples.images[is_labelled], examples.labels[is_labelled]
+  images, labels = examples.images, examples.labels
   for kind in corruptions.CORRUPTIONS if args.corruptions else ('clean',):
     probs = predict.mean_probs(
         predictors, corruptions.corrupt(kind, images), args.views

@@ -36,6 +36,7 @@ def main() -> None:
   # After the arguments: importing JAX takes a second.
   from digitnet import console
   from digitnet import predict
+  from digitnet import results as results_lib
   from digitnet.export import folder
   from digitnet.export.network import Network
   from digitnet.model import DigitNet
@@ -49,9 +50,7 @@ def main() -> None:
       raise UserError(f'{name}: no such format; there are {", ".join(folder.FORMATS)}')
   folder.import_modules(formats)  # What is missing is told before anything is scored.
   run = Workdir(args.workdir)
-  config, results = run.load_config(), run.load_results()
-  if results is None:
-    raise UserError(f'{run.path}: no results.json; this run is not finished')
+  config, results = run.load_config(), results_lib.of_finished(run)
   output = cli.folder(args.output)
   predictor = predict.Predictor(args.workdir)
   dataset = predict.load_data([predictor])
@@ -59,17 +58,15 @@ def main() -> None:
   # A test split that the run left sealed stays so.
   name = 'test' if results.get('test') else 'validation'
   split = getattr(dataset, name)
-  is_labelled = split.labels >= 0
-  images, labels = split.images[is_labelled], split.labels[is_labelled]
   if DigitNet(**config.model).operand_dtype == 'float32':
-    probs = predictor.probs(images)
+    probs = predictor.probs(split.images)
   else:
-    probs = network.probs_in_batches(images)
+    probs = network.probs_in_batches(split.images)
   folder.write(
       output,
       formats,
       network,
-      folder.Scored(name, images, labels, probs),
+      folder.Scored(name, split.images, split.labels, probs),
       dataset.train.images,
       results,
   )

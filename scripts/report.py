@@ -34,14 +34,12 @@ def main() -> None:
   # After the arguments: importing JAX takes a second.
   from digitnet import predict
   from digitnet import report
+  from digitnet import results as results_lib
   from digitnet.errors import UserError
   from digitnet.workdir import Workdir
 
   runs = [Workdir(path) for path in args.workdir]
-  all_results = [run.load_results() for run in runs]
-  for run, results in zip(runs, all_results):
-    if results is None:
-      raise UserError(f'{run.path}: no results.json; this run is not finished')
+  all_results = [results_lib.of_finished(run) for run in runs]
   if len(runs) > 1:
     if not args.output or args.split:
       raise UserError('several --workdir: name a folder by --output, and no --split')

@@ -56,3 +56,12 @@ def test_unfinished_run_is_named(finished, tmp_path):
   (tmp_path / 'run/results.json').unlink()
   with pytest.raises(UserError, match='the run is not finished'):
     compare.differences(Workdir(finished), Workdir(tmp_path / 'run'))
+
+
+def test_runs_that_left_the_test_split_sealed_are_compared(finished, tmp_path):
+  """A soak of such runs ends in a traceback after its first round."""
+  first, second = (shutil.copytree(finished, tmp_path / name) for name in 'ab')
+  (first / 'predictions.csv').unlink()
+  assert compare.differences(Workdir(first), Workdir(second)) == ['predictions.csv']
+  (second / 'predictions.csv').unlink()
+  assert not compare.differences(Workdir(first), Workdir(second))

@@ -2,7 +2,11 @@
 
 import subprocess
 
+import pytest
+
 from digitnet import results
+from digitnet.errors import UserError
+from digitnet.workdir import Workdir
 
 
 def test_commit_and_changes_are_named(tmp_path, monkeypatch):
@@ -34,3 +38,20 @@ def test_scores_are_written_out():
   summary = {'loss': 0.02, 'accuracy': 0.995, 'num_errors': 140, 'num_examples': 28000}
   assert results.describe(summary) == '99.50% right, 140 of 28,000 wrong, loss 0.0200'
   assert 'not scored' in results.describe(None)
+
+
+@pytest.mark.parametrize(
+    'text, says', [(None, 'the run is not finished'), ('{"steps": 1}', "it has no 'dataset'")]
+)
+def test_results_of_no_run_are_told_apart(tmp_path, text, says):
+  """A report or an export of something else ends in a traceback."""
+  if text:
+    (tmp_path / 'results.json').write_text(text)
+  with pytest.raises(UserError, match=says):
+    results.of_finished(Workdir(str(tmp_path)))
+
+
+def test_what_readers_count_on_is_there(train_tiny):
+  """Every finished run is refused."""
+  run = Workdir(str(train_tiny('2 steps')))
+  assert results.of_finished(run) == run.load_results()

@@ -80,7 +80,7 @@ def write(
 ) -> None:
   """Writes, reads again and compares each format, and then the model card.
 
-  What an earlier export left there is replaced.
+  What an earlier export left there is replaced, if any of the files is good.
 
   Args:
     folder: that exists.
@@ -92,14 +92,16 @@ def write(
 
   Raises:
     ExportFailed: a file was not good; the others are there.
-    UserError: nothing can be written to the folder, or it has a README.md of another
-      kind than the model card.
+    UserError: nothing can be written to the folder, or it has files of these names that
+      are of no export.
     OSError: the disk is full.
   """
   modules = import_modules(formats)
   readme = folder / 'README.md'
-  if readme.exists() and card.TITLE.encode() not in readme.read_bytes():
-    raise UserError(f'{readme}: is of no export, and would be lost; name another folder')
+  is_ours = readme.exists() and card.TITLE.encode() in readme.read_bytes()
+  for path in (readme, *(folder / one.file for one in FORMATS.values())):
+    if path.exists() and not is_ours:
+      raise UserError(f'{path}: is of no export, and would be lost; name another folder')
   for left in folder.glob('.unfinished-*'):  # By a kill.
     shutil.rmtree(left, ignore_errors=True)
   try:
@@ -123,17 +125,18 @@ def write(
       size = path.stat().st_size / 1e6
       good[path.name] = (f'{FORMATS[name].what}, {size:,.1f} MB', said)
       say(f'{folder / path.name}: {", ".join(good[path.name])}')
-    for path in [*(folder / one.file for one in FORMATS.values()), readme]:
-      path.unlink(missing_ok=True)
+    if good:
+      compared = min(NUM_COMPARED, len(scored.labels))
+      # First, since it is what tells the files of an export from anybody else's.
+      write_atomically(readme, card.write(results, scored, compared, good))
+      say(f'{readme}: the model card')
+      for one in FORMATS.values():
+        (folder / one.file).unlink(missing_ok=True)
     for file in good:
       _bring_to_disk(unfinished / file)
       (unfinished / file).replace(folder / file)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
-  if good:
-    compared = min(NUM_COMPARED, len(scored.labels))
-    write_atomically(readme, card.write(results, scored, compared, good))
-    say(f'{readme}: the model card')
   if failures:
     raise ExportFailed(f'{len(failures)} of {len(formats)} files were not kept; see above')
 
