@@ -202,7 +202,8 @@ def together():
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if count() == 1:
+    # Out of memory is one's own, and told as such.
+    if count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
       raise
     raise TrainingFailed(
         f'process {jax.process_index()}: another process of the {count()} has ended,'

@@ -108,17 +108,12 @@ def score_and_write(
 
 def _write_report(run, results, name, split, logits, train_split, params):
   """The report, which may fail without harm to the run; returns its pictures."""
-  # Here, since it brings matplotlib, which the first step need not wait for.
-  from digitnet import report  # pylint: disable=g-import-not-at-top
-
-  labelled = split.labels >= 0
-  scored = report.Scored(
-      name,
-      split.images[labelled],
-      split.labels[labelled],
-      special.softmax(logits[labelled], axis=-1),
-  )
   try:
+    # Here, since it brings matplotlib, which the first step need not wait for.
+    from digitnet import report  # pylint: disable=g-import-not-at-top
+
+    probs = special.softmax(logits, axis=-1)
+    scored = report.Scored(name, split.images, split.labels, probs)
     report.write(run, results, scored, train_split, params)
     return sorted(run.report.glob('*.png'))
   # Whatever it is, hours of training are not lost for the sake of a picture.
@@ -129,9 +124,9 @@ def _write_report(run, results, name, split, logits, train_split, params):
 
 def _write_tensorboard(run, config, results, pictures):
   """TensorBoard's view, which may fail likewise."""
-  from digitnet import tensorboard  # pylint: disable=g-import-not-at-top
-
   try:
+    from digitnet import tensorboard  # pylint: disable=g-import-not-at-top
+
     tensorboard.write_end(run.tensorboard, config_lib.flatten(config), results, pictures)
   except Exception as error:  # pylint: disable=broad-except
     warn(f'{run.tensorboard}: not written to ({error})')

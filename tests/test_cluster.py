@@ -5,10 +5,12 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from digitnet import cluster
+from digitnet.errors import TrainingFailed
 from digitnet.metrics_log import read_metrics
 from digitnet.workdir import Workdir
 from tests.conftest import ROOT
@@ -154,3 +156,18 @@ def test_the_slurm_example_starts_main_on_every_task(tmp_path):
       f'{ROOT}: --kill-on-bad-exit=1 .venv/bin/python main.py --start_timeout=300'
       ' --config=configs/tpu.py'
   )
+
+
+@pytest.mark.parametrize(
+    'text, raised, says',
+    [
+        ('INTERNAL: connection reset', TrainingFailed, 'another process of the 2 has ended'),
+        ('RESOURCE_EXHAUSTED: 9 bytes', jax.errors.JaxRuntimeError, '9 bytes'),
+    ],
+)
+def test_memory_that_runs_out_is_not_blamed_on_another(monkeypatch, text, raised, says):
+  """Every process says that another one has ended and said why, and none has."""
+  monkeypatch.setattr(cluster, 'count', lambda: 2)
+  with pytest.raises(raised, match=says):
+    with cluster.together():
+      raise jax.errors.JaxRuntimeError(text)

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import sys
+import types
 
 from etils import epath
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 import pytest
 
 from configs import default
+import digitnet
 from digitnet import pictures
 from digitnet import report
 from digitnet import train
@@ -87,13 +90,25 @@ def test_the_script_makes_the_same_page_again(finished, run_python):
   assert 'validation split' in page.read_text()
 
 
-def test_a_failing_report_loses_no_result(tiny_config, tmp_path, monkeypatch, capsys):
-  """A full disk or a fault in a picture costs the whole run its results."""
+@pytest.mark.parametrize('is_imported', [True, False])
+def test_a_failing_report_loses_no_result(
+    tiny_config, tmp_path, monkeypatch, capsys, is_imported
+):
+  """A full disk, a fault in a picture, or a matplotlib that cannot be imported (by a bad
+  MPLBACKEND, say) costs the whole run its results."""
 
   def fail(*_):
     raise RuntimeError('no paper')
 
-  monkeypatch.setattr(report, 'write', fail)
+  if is_imported:
+    monkeypatch.setattr(report, 'write', fail)
+  else:
+    monkeypatch.delattr(digitnet, 'report')
+    monkeypatch.delitem(sys.modules, 'digitnet.report')
+    finder = types.SimpleNamespace(
+        find_spec=lambda name, *_: fail() if name == 'digitnet.report' else None
+    )
+    monkeypatch.setattr(sys, 'meta_path', [finder, *sys.meta_path])
   config = tiny_config({'duration': '2 steps', 'write_report': True})
   results = train.train_and_evaluate(config, str(tmp_path / 'run'))
   assert json.loads((tmp_path / 'run/results.json').read_text()) == results
