@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 import contextlib
 import errno
+import io
 import logging
 import os
 import pathlib
@@ -41,6 +42,9 @@ def run(main: Callable[[], None]) -> int:
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, _stop)
     sys.unraisablehook = _send_again
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # A file's name may be of any bytes, which come out as they came in.
+    sys.stdout.reconfigure(errors='surrogateescape')
   try:
     main()
     sys.stdout.flush()
@@ -59,6 +63,8 @@ def run(main: Callable[[], None]) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
   except Exception as error:  # pylint: disable=broad-except
+    if isinstance(error, PermissionError):
+      return _fail(f'{error.filename or "output"}: {error.strerror}; name another', 2)
     if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
       return _fail(f'{error.filename or "output"}: {error.strerror}', 1)
     if 'RESOURCE_EXHAUSTED' in str(error):  # JAX', which is not imported here.
@@ -83,15 +89,17 @@ def folder(text: str) -> pathlib.Path:
   """The folder of that name, made where there is none.
 
   Raises:
-    UserError: it cannot be made.
+    UserError: it cannot be made, or not be written to.
   """
-  path = pathlib.Path(text).expanduser()
   try:
+    path = pathlib.Path(text).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-        f'{path}: no folder can be made there ({error.strerror}); name another'
-    ) from None
+  # Of expanduser: there is no such user.
+  except (OSError, RuntimeError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(f'{text}: no folder can be made there ({reason}); name another') from None
+  if not os.access(path, os.W_OK):
+    raise UserError(f'{text}: cannot be written to; name another folder')
   return path
 
 

@@ -5,6 +5,7 @@ import re
 from digitnet.errors import UserError
 
 _FORM = re.compile(r'\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(epoch|step)s?\s*')
+MOST_STEPS = 2**31 - 1  # On the devices steps are int32.
 ALLOWED = "a number and its unit, like '8 epochs', '0.5 epochs' or '500 steps'"
 
 
@@ -23,13 +24,15 @@ def to_steps(text: str, steps_per_epoch: int) -> int:
   """The duration in updates, rounded; at least 1 unless it is zero.
 
   Raises:
-    UserError: the text is not a duration.
+    UserError: the text is not a duration, or a longer one than can be counted.
   """
   try:
     number, unit = parse(text)
   except ValueError as error:
     raise UserError(f'{text!r} is not a duration: use {error}') from None
   steps = number * (steps_per_epoch if unit == 'epoch' else 1)
+  if steps > MOST_STEPS:
+    raise UserError(f'{text!r} is {steps:,.0f} steps: more than {MOST_STEPS:,} are not counted')
   return max(1, round(steps)) if steps else 0
 
 

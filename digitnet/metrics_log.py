@@ -46,8 +46,8 @@ class MetricsLog:
     lines = read_metrics(path) if path.exists() else []
     if not step and lines:
       warn(
-          f'no checkpoint, though {path} reaches step {lines[-1]["step"]}: starting'
-          ' again from step 0'
+          f'no checkpoint after step 0, though {path} reaches step {lines[-1]["step"]}:'
+          ' going on from step 0'
       )
     lines = [
         line

@@ -1,5 +1,6 @@
 """Each way to end has its exit code and one line."""
 
+import os
 import signal
 
 import pytest
@@ -19,6 +20,8 @@ from digitnet import errors
         (KeyboardInterrupt(), 130, 'digitnet: interrupted\n'),
         (OSError(28, 'No space left on device', '/x/metrics.jsonl'), 1,
          'digitnet: /x/metrics.jsonl: No space left on device\n'),
+        (PermissionError(13, 'Permission denied', '/x/photo.png'), 2,
+         'digitnet: /x/photo.png: Permission denied; name another\n'),
         (RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'), 2,
          'digitnet: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.);'
          ' take a smaller batch_size or eval_batch_size, or more accumulation\n'),
@@ -33,6 +36,27 @@ def test_exit_codes(capsys, error, code, line):
 
   assert cli.run(main) == code
   assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    'text, says',
+    [('~nobody-of-this-name/x', 'no folder can be made there'), ('/proc/self', 'cannot be written to')],
+)
+def test_a_folder_that_cannot_be_used_is_told_before_the_work(text, says):
+  """Hours later the results have nowhere to go."""
+  with pytest.raises(errors.UserError, match=says):
+    cli.folder(text)
+
+
+def test_names_of_files_come_out_as_they_came_in(run_python):
+  """A photo whose name is not UTF-8 loses the answers to all the others."""
+  code = (
+      'import os, sys; from digitnet import cli;'
+      r' sys.exit(cli.run(lambda: print(os.fsdecode(b"zw\xf6lf.png"))))'
+  )
+  env = {**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'}
+  process = run_python('-c', code, env=env, errors='surrogateescape')
+  assert (process.returncode, process.stdout) == (0, 'zw\udcf6lf.png\n'), process.stderr
 
 
 def test_faults_of_ours_keep_their_traceback(capsys):

@@ -1,14 +1,22 @@
 """metrics.jsonl goes on where the checkpoint does; TensorBoard shows the same."""
 
 import json
+import os
 import struct
+import types
 
 from etils import epath
+import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from digitnet import optim
+from digitnet import parallel
+from digitnet import steps
+from digitnet import train
 from digitnet.metrics_log import MetricsLog
 from digitnet.metrics_log import read_metrics
+from digitnet.progress import Progress
 
 
 @pytest.fixture
@@ -62,3 +70,17 @@ def test_tensorboard_shows_each_step_once(paths):
   assert list(events_in(file)) == [
       (step, 'train/loss', pytest.approx(1 / step)) for step in range(1, 5)
   ]
+
+
+def test_lines_are_on_the_disk_before_a_checkpoint_counts_on_them(paths, monkeypatch):
+  """After a power cut the newest checkpoint has no lines in metrics.jsonl."""
+  calls = []
+  checkpoints = types.SimpleNamespace(
+      wait=lambda: calls.append('wait'), save=lambda *_: calls.append('save')
+  )
+  optimizer = optim.make_optimizer(lambda step: 0.1, 0.9, 0.999, 1e-8)
+  state = parallel.replicate(steps.init_state({'kernel': np.ones(2, np.float32)}, optimizer))
+  with MetricsLog(*paths, step=0) as log:
+    monkeypatch.setattr(os, 'fsync', lambda number: calls.append('lines'))
+    train.save(checkpoints, state, Progress('data'), log)
+    assert calls == ['wait', 'lines', 'save']

@@ -4,6 +4,7 @@ import pytest
 
 from configs import default
 from configs import quick
+from digitnet.errors import UserError
 from digitnet.plan import Plan
 
 
@@ -23,3 +24,12 @@ def test_presets_in_steps(config, num_train, per_epoch, last, warmup):
   assert plan.evaluates_at(per_epoch) and plan.saves_at(per_epoch)
   assert plan.logs_at(50) and not plan.logs_at(51)
   assert plan.logs_at(last) and plan.evaluates_at(last) and plan.saves_at(last)
+
+
+@pytest.mark.parametrize('field, value', [('duration', '10000000 epochs'), ('min_steps_per_epoch', 2**31)])
+def test_more_steps_than_can_be_counted_are_refused(field, value):
+  """Someone who trains "until I stop it" meets an OverflowError in the compiler."""
+  config = default.get_config()
+  config[field] = value
+  with pytest.raises(UserError, match='more than 2,147,483,647 are not counted'):
+    Plan.make(config, 37_800)
