@@ -26,6 +26,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -55,13 +56,19 @@ def main() -> None:
       '--measures', nargs='+', choices=_MEASURES, default=_DEFAULT_MEASURES
   )
   parser.add_argument('--data', help="folder of MNIST's four files, for `epoch`")
-  parser.add_argument('--batch_sizes', nargs='+', type=int, default=[64, 128, 512])
-  parser.add_argument('--infer_sizes', nargs='+', type=int, default=[1, 128, 1024])
-  parser.add_argument('--repeats', type=int, default=5, help='rounds; default: 5')
+  parser.add_argument(
+      '--batch_sizes', nargs='+', type=cli.positive, default=[64, 128, 512]
+  )
+  parser.add_argument(
+      '--infer_sizes', nargs='+', type=cli.positive, default=[1, 128, 1024]
+  )
+  parser.add_argument(
+      '--repeats', type=cli.positive, default=5, help='rounds; default: 5'
+  )
   parser.add_argument(
       '--python', nargs='+', default=[], metavar='PEER=PATH', help='its interpreter'
   )
-  parser.add_argument('--output', type=pathlib.Path, help='folder of the results')
+  parser.add_argument('--output', help='folder of the results')
   args = parser.parse_args()
   if 'epoch' in args.measures and not args.data:
     raise UserError('--measures=epoch: needs --data=FOLDER with the files of MNIST')
@@ -73,6 +80,10 @@ def main() -> None:
     raise UserError(
         f'{unknown.pop()}: no such peer; there are {", ".join(_known_peers())}'
     )
+  for peer, path in pythons.items():
+    if not shutil.which(path):
+      raise UserError(f'--python {peer}={path}: there is no such interpreter')
+  output = args.output and cli.folder(args.output)
   # Else the first JAX process would take most of a GPU's memory for itself.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   with tempfile.TemporaryDirectory(prefix='digitnet-') as folder:
@@ -91,11 +102,10 @@ def main() -> None:
   }
   tables = format_tables(report, args.peers)
   print(tables)
-  if args.output:
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / 'benchmark.json').write_text(json.dumps(report, indent=1))
-    (args.output / 'benchmark.md').write_text(tables)
-    _plot(report, args.peers, args.output / 'benchmark.png')
+  if output:
+    (output / 'benchmark.json').write_text(json.dumps(report, indent=1))
+    (output / 'benchmark.md').write_text(tables)
+    _plot(report, args.peers, output / 'benchmark.png')
 
 
 class Worker:

@@ -21,6 +21,7 @@ import time
 
 from digitnet import cli
 from digitnet import environment
+from digitnet.errors import TrainingFailed
 
 _ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(_ROOT))  # for configs, which are not installed
@@ -31,9 +32,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--repeats', type=int, default=5, help='default: 5')
+  parser.add_argument('--repeats', type=cli.positive, default=5, help='default: 5')
   parser.add_argument(
-      '--steps', type=int, default=30, help='in one stretch; default: 30'
+      '--steps', type=cli.positive, default=30, help='in one stretch; default: 30'
   )
   args = parser.parse_args()
   environment.prepare()
@@ -151,12 +152,13 @@ def time_starts(folder: pathlib.Path, repeats: int) -> dict:
     process = subprocess.Popen(
         [sys.executable, _ROOT / 'main.py', f'--workdir={workdir}', *flags],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
     )
     for line in process.stdout:
       if line.startswith(until):
         break
+    else:
+      raise TrainingFailed(f'main.py --workdir={workdir} ended before a line {until!r}')
     seconds = time.perf_counter() - started
     process.kill()
     process.wait()

@@ -45,7 +45,9 @@ def main() -> None:
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--workdir', required=True, help='of a run')
-  parser.add_argument('--clients', type=cli.positive, default=32, help='default: 32')
+  parser.add_argument(
+      '--clients', type=cli.positive, default=32, help='the page serves 64; default: 32'
+  )
   parser.add_argument(
       '--requests', type=cli.positive, default=2000, help='of all clients; default: 2000'
   )
@@ -117,7 +119,10 @@ def _client(port, drawings):
     response = connection.getresponse()
     response.read()
     seconds.append(time.perf_counter() - start)
-    assert response.status == 200, response.status
+    if response.status != 200:
+      raise UserError(
+          f'the page answered {response.status} ({response.reason}); are there fewer --clients?'
+      )
   connection.close()
   return seconds
 

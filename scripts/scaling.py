@@ -23,6 +23,7 @@ import sys
 import time
 
 from digitnet import cli
+from digitnet import environment
 
 _COUNTS = (1, 4, 8, 16, 32, 64, 128, 256)
 # Passes over all parameters: gradients are written and read, parameters and the two
@@ -201,9 +202,6 @@ def plot(network: Network, bytes_each: int, path) -> None:
 
 def measure(network: Network) -> str:
   """The single-device part, predicted from this machine's speeds, and measured."""
-  from digitnet import environment
-
-  environment.prepare()
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -288,6 +286,10 @@ def main() -> None:
 
   if not 0 < args.efficiency < 1:
     raise UserError(f'--efficiency={args.efficiency}: must be between 0 and 1')
+  if args.measure:
+    if args.output:
+      raise UserError('--measure prints its figures alone: leave out --output')
+    environment.prepare()
   network = the_network()
   if args.measure:
     print(measure(network))

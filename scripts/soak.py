@@ -153,8 +153,7 @@ def main() -> None:
   from digitnet.errors import TrainingFailed
   from digitnet.errors import UserError
 
-  folder = pathlib.Path(args.folder or tempfile.mkdtemp(prefix='digitnet-soak-'))
-  folder.mkdir(parents=True, exist_ok=True)
+  folder = cli.folder(args.folder or tempfile.mkdtemp(prefix='digitnet-soak-'))
   if any(folder.iterdir()):
     raise UserError(f'--folder={folder}: must be empty')
   flags = args.flags or [f'--config.{k}={v}' for k, v in _SMALL.items()]
