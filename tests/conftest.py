@@ -100,7 +100,7 @@ def prepared(mnist_dir, tmp_path_factory):
   return folder, tfds_source.load(str(folder), str(mnist_dir))
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def run_python():
   """Runs Python in the project's root, as a user would; returns the process."""
 
@@ -121,7 +121,7 @@ def run_python():
   return run
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def on_devices(run_python):
   """Runs Python code on a number of virtual CPU devices; returns what it printed."""
 

@@ -1,8 +1,5 @@
 """Python is started again with malloc tuned: once, with the same arguments."""
 
-import os
-import sys
-
 import pytest
 
 from digitnet import environment
@@ -70,10 +67,10 @@ def test_prepare_starts_python_again_with_the_same_arguments(
   assert process.stdout.split('\n')[0] == f"['a b', '--c'] 1 {tunables} x"
 
 
-def test_importing_the_package_changes_nothing():
+def test_importing_the_package_changes_nothing(run_python):
   """A notebook that imports digitnet is started again."""
-  before = dict(os.environ)
-  sys.modules.pop('digitnet.environment')
-  import digitnet.environment  # pylint: disable=unused-import
-
-  assert dict(os.environ) == before
+  code = (
+      'import os; before = dict(os.environ); import digitnet.environment;'
+      ' assert dict(os.environ) == before'
+  )
+  run_python('-c', code, check=True)

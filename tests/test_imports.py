@@ -73,8 +73,23 @@ def test_configs_import_nothing_of_the_package():
 def test_orbax_and_pmap_have_one_user_each():
   """A new Orbax or the end of pmap touches more than one file."""
   for what, owner in (('orbax', 'checkpoint'), ('jax.pmap', 'parallel')):
-    users = [n for n, path in _modules() if what in path.read_text() and f'import {what}' in path.read_text() or f'{what}(' in path.read_text()]
+    users = [
+        module
+        for module, path in _modules()
+        if any(f'{name}.'.startswith(f'{what}.') for name in _names(path))
+    ]
     assert users == [owner], (what, users)
+
+
+def _names(path):
+  """All that a file imports, and each attribute that it reads, in full."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+    elif isinstance(node, ast.Attribute):
+      yield ast.unparse(node)
 
 
 def test_nothing_of_a_file_is_executed():

@@ -18,12 +18,22 @@ compiled = []
 step = parallel.pmap(lambda s: (compiled.append(1), jax.tree.map(lambda x: x + 1, s))[1], (0,))
 for _ in range(3):
   stacked = step(stacked)
+# Both of what travels alone and of what is sent as one.
+parallel._ALONE_FROM = 8
+numbers = np.random.default_rng(0)
+shapes = {'a': (4, 3), 'large': (4, 5, 8), 'z': (4,)}
+tree = {name: numbers.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+for dtype, error in (('float32', 1e-6), ('bfloat16', 2e-2)):
+  means = parallel.to_host(parallel.pmap(lambda x: parallel.pmean(x, dtype))(tree))
+  for name, mean in means.items():
+    assert mean.dtype == np.float32
+    np.testing.assert_allclose(mean, tree[name].mean(axis=0), rtol=error, atol=error)
 print('traced', len(compiled), 'n', float(parallel.to_host(stacked)['n']))
 """
 
 
-def test_replicate_first_and_shard(on_devices):
-  """A copy is missing, or every run compiles its step twice."""
+def test_replicate_first_shard_and_mean(on_devices):
+  """A copy is missing, every run compiles its step twice, or a mean is a sum."""
   assert on_devices(4, _CODE).split() == ['traced', '1', 'n', '7.0']
 
 

@@ -36,13 +36,13 @@ def send(name):
   print('sent at', time.time(), flush=True)
   os.kill(os.getpid(), getattr(signal, name))
 
-def wait_for_save(step):
-  '''Until its checkpoint is whole, and those that it supersedes are removed.'''
-  path = pathlib.Path(sys.argv[1].partition('=')[2]) / 'checkpoints' / str(step)
+def wait_for_saves(*steps):
+  '''Until these checkpoints are whole, and those that they supersede are removed.'''
+  folder = pathlib.Path(sys.argv[1].partition('=')[2]) / 'checkpoints'
   deadline = time.monotonic() + 60
-  while not path.exists() and time.monotonic() < deadline:
+  while {{p.name for p in folder.iterdir()}} != set(map(str, steps)):
+    assert time.monotonic() < deadline
     time.sleep(0.05)
-  time.sleep(1)
 
 {fault}
 import main

@@ -71,6 +71,8 @@ def test_one_of_two_fails(cluster, unbroken, tmp_path, victim, what, says):
   other = ended[1 - victim].stderr
   assert 'another process' in other or 'another task died' in other, other
   assert steps_in(tmp_path)[-1] in (16, 21)
+  if victim:
+    return  # What follows is the same whoever failed.
 
   ended, _ = cluster(tmp_path)
   assert [process.returncode for process in ended] == [0, 0], ended

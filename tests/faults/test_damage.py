@@ -45,7 +45,7 @@ def _broken_off(tmp_path_factory):
 from digitnet import metrics_log
 def strike(line):
   if line['step'] == 25:
-    wait_for_save(21)
+    wait_for_saves(16, 21)
     send('SIGKILL')
 before(metrics_log, '_encode', strike)
 """

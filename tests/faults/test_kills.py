@@ -117,15 +117,12 @@ def test_kill_9_after_a_stop_in_validation(runs, assert_ends_as_unbroken, tmp_pa
 
 def test_a_second_ctrl_c_leaves_at_once(runs, assert_ends_as_unbroken, tmp_path):
   """Row 4. Ctrl-C cannot end a save that hangs, or ends it with a traceback."""
-  fault = """
+  fault = _PLACES['step'].replace('SIGKILL', 'SIGINT') + """
 from digitnet.checkpoint import Checkpoints
-before(Checkpoints, 'save', lambda self, state, _: state.step == 11 and time.sleep(100))
-""" + _PLACES['step'].replace('SIGKILL', 'SIGINT') + """
-import threading
-def insist():
-  time.sleep(2)
+def hang():
   send('SIGINT')
-before(Reports, 'add', lambda self, step, _: step == 11 and threading.Thread(target=insist, daemon=True).start())
+  time.sleep(100)
+before(Checkpoints, 'save', lambda self, state, _: state.step == 11 and hang())
 """
   started = time.monotonic()
   process = runs.start(tmp_path, fault)

@@ -111,7 +111,7 @@ def test_two_runs_in_one_workdir(runs, tmp_path, assert_ends_as_unbroken):
   wait = f"""
 from digitnet.reports import Reports
 def rest():
-  wait_for_save(7)
+  wait_for_saves(7)
   pathlib.Path({str(asleep)!r}).touch()
   time.sleep(100)
 before(Reports, 'add', lambda self, step, _: step == 11 and rest())
