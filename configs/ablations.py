@@ -1,7 +1,7 @@
 """Named changes to the record recipe, one line each.
 
     python main.py --config=configs/ablations.py:no_elastic
-    python scripts/ablate.py --output=runs/ablations
+    python scripts/ablate.py --output=runs/ablations no_elastic
 
 A new ablation is a new line in `ABLATIONS`. Compare a run with 'baseline', over
 several seeds. The 4,200 validation images of a tenth rank no two recipes closer than 0.2

@@ -1,13 +1,14 @@
 """Compares changes of the recipe over several seeds, on validation alone.
 
-    python scripts/ablate.py --output=runs/ablations
     python scripts/ablate.py --output=runs/mine --repeats=5 \\
         baseline no_dropout 'optim.b2=0.99 optim.eps=1e-7'
     python scripts/ablate.py --output=runs/short --set duration='3 epochs' \\
         --set optim.warmup='0.5 epochs' no_dropout
+    python scripts/ablate.py --output=runs/all
 
 A variant is a name in configs/ablations.py, or changes of its baseline, KEY=VALUE with
-blanks between; without any, all names are run, some thirty. Each repeat has a seed of
+blanks between; without any, as in the last line, all names are run, some thirty: at full
+length that is days. Each repeat has a seed of
 its own, and its own tenth of the labelled images for validation, the same for all
 variants: these are compared in pairs (Student's t-test). A tenth is too few images to
 tell good recipes apart; with --set data.num_folds=2 halves take turns at validation.

@@ -111,7 +111,7 @@ def test_script_commands(run_python, folder, trained, tiny_flags, tmp_path, comm
   command = command.replace('--rounds=50', '--rounds=1').replace('repeats=3', 'repeats=1')
   _, words = _split(command)
   if 'soak' in command:
-    words += ['--', *tiny_flags()]
+    words += [f'--folder={tmp_path}/soak', '--', *tiny_flags()]
   if 'launch_local' in command:
     words += tiny_flags({'duration': '2 steps'})
   if 'export.py' in command:
