@@ -7,14 +7,14 @@
     python scripts/ablate.py --output=runs/all
 
 A variant is a name in configs/ablations.py, or changes of its baseline, KEY=VALUE with
-blanks between; without any, as in the last line, all names are run, some thirty: at full
-length that is days. Each repeat has a seed of
-its own, and its own tenth of the labelled images for validation, the same for all
-variants: these are compared in pairs (Student's t-test). A tenth is too few images to
-tell good recipes apart; with --set data.num_folds=2 halves take turns at validation.
-Repeats on one half share its images, so that p then says too much. The test split stays
-sealed, unless --score_test says otherwise. The same command again runs what is not
-finished yet, and goes on with what was stopped.
+blanks between; without any, as in the last line, all names are run, some thirty: at
+full length that is days. Each repeat has a seed of its own, and its own tenth of the
+labelled images for validation, the same for all variants: these are compared in pairs
+(Student's t-test). A tenth is too few images to tell good recipes apart; with --set
+data.num_folds=2 halves take turns at validation. Repeats on one half share its images,
+so that p then says too much. The test split stays sealed, unless --score_test says
+otherwise. The same command again runs what is not finished yet, and goes on with what
+was stopped.
 
 Left in --output: the workdir of each run, and ablations.md, .csv and .png.
 """
