@@ -73,7 +73,7 @@ ABLATIONS = {
         'model.dense_dropout_rates': (0.5, 0.5),
     },
     'faint_noise_on_all': {'augment.noise': 0.1, 'augment.noise_share': 1.0},
-    'twice_as_long': {'duration': '150 epochs', 'optim.warmup': '11.25 epochs'},
+    'a_quarter_as_long': {'duration': '75 epochs', 'optim.warmup': '5.625 epochs'},
     # Other networks and arithmetic.
     'narrow_head': {
         'model.dense_features': (256,),
