@@ -7,6 +7,7 @@ deleted, without harm to the run.
 
 from collections.abc import Mapping
 import json
+import math
 import os
 import time
 
@@ -19,6 +20,11 @@ from digitnet.console import warn
 from digitnet.errors import UserError
 from digitnet.workdir import write_atomically
 from digitnet.workdir import writing
+
+
+# tensorboardX brings each flush to the disk, and there waits for a checkpoint that is
+# under way: training would stand still for a quarter of a second.
+_FLUSH_SECONDS = 10.0
 
 
 class MetricsLog:
@@ -94,11 +100,12 @@ class MetricsLog:
 
 
 class _Curves:
-  """TensorBoard's events, written at once; the first failure is the last."""
+  """TensorBoard's events, written within seconds; the first failure is the last."""
 
   def __init__(self, folder, lines):
     self._folder = folder
     self._writer = None
+    self._flushed = -math.inf  # When, on the clock of `time.monotonic`.
     self._failed = False
     self._guarded(lambda: self._make(lines))
 
@@ -125,6 +132,7 @@ class _Curves:
     # Not tensorboardX' SummaryWriter: its thread dies of a full disk, and then
     # its queue blocks.
     self._writer = event_file_writer.EventsWriter(str(self._folder / 'events'))
+    self._flushed = -math.inf
     self._show(lines)
 
   def _show(self, lines):
@@ -138,7 +146,9 @@ class _Curves:
                 wall_time=time.time(), step=line['step'], summary=scalar
             )
         )
-    self._writer.flush()
+    if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+      self._writer.flush()
+      self._flushed = time.monotonic()
 
   def _guarded(self, act):
     try:

@@ -72,6 +72,17 @@ def test_tensorboard_shows_each_step_once(paths):
   ]
 
 
+def test_lines_do_not_wait_for_the_disk(paths, monkeypatch):
+  """Training stands still at every line while a checkpoint goes to the disk."""
+  with MetricsLog(*paths, step=0) as log:
+    monkeypatch.setattr(os, 'fsync', lambda number: pytest.fail('waited'))
+    for step in (1, 2):
+      log.write(_line(step))
+    monkeypatch.undo()
+  (file,) = paths[1].iterdir()
+  assert [step for step, *_ in events_in(file)] == [1, 2]
+
+
 def test_lines_are_on_the_disk_before_a_checkpoint_counts_on_them(paths, monkeypatch):
   """After a power cut the newest checkpoint has no lines in metrics.jsonl."""
   calls = []
