@@ -8,6 +8,7 @@ restores flipped bits without a word, so nothing is used before its digest agree
 """
 
 from collections.abc import Sequence
+from concurrent import futures
 import contextlib
 import shutil
 import time
@@ -161,28 +162,28 @@ class Checkpoints:
     self.wait()
     self._policy.best_step = progress.best_step
     step = int(state.step)
+    if jax.process_count() > 1:
+      # Orbax saves no jax.Array that other processes have no part of.
+      state = jax.tree.map(np.asarray, state)
+    items = {'params': state.evaluated, 'optimizer': _optimizer_item(state)}
+    # Side by side: they are most of what training waits for.
+    with futures.ThreadPoolExecutor() as pool:
+      digests = dict(zip(items, pool.map(digest.of_arrays, items.values())))
     record = {
         'format': FORMAT,
         'step': step,
         'progress': progress.to_json(),
-        'digests': {
-            'params': digest.of_arrays(state.evaluated),
-            'optimizer': digest.of_arrays(_optimizer_item(state)),
-        },
+        'digests': digests,
     }
     # Over the format too, so that a newer one is told from a damaged one.
     record['digest'] = digest.of_json(record)
     self._saving = step
-    if jax.process_count() > 1:
-      # Orbax saves no jax.Array that other processes have no part of.
-      state = jax.tree.map(np.asarray, state)
     with self._writing():
       self._check_room(state)
       saved = self._manager.save(
           step,
           args=ocp.args.Composite(
-              params=ocp.args.PyTreeSave(state.evaluated),
-              optimizer=ocp.args.PyTreeSave(_optimizer_item(state)),
+              **{name: ocp.args.PyTreeSave(item) for name, item in items.items()},
               progress=ocp.args.JsonSave(record),
           ),
       )
