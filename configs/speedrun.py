@@ -16,7 +16,6 @@ def get_config():
   config.batch_size = 256
   config.optim.rate_scaling = 'sqrt'
   config.optim.weight_decay = 0.05
-  # Each new best is saved, and on a GPU a save costs what an epoch does.
-  config.eval_every = '5 epochs'
-  config.checkpoint_every = '5 epochs'
+  config.eval_every = '2 epochs'
+  config.checkpoint_every = '8 epochs'
   return config
