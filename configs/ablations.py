@@ -57,7 +57,7 @@ ABLATIONS = {
     'plateau': {'optim.schedule': 'plateau', 'eval_every': '3 epochs'},
     'cutout': {'augment.cutout': 8.0},
     'mixup': {'augment.mixup': 0.2},
-    'fade': {'fade.duration': '8 epochs'},
+    'fade': {'fade.duration': '32 epochs'},
     'label_smoothing': {'optim.label_smoothing': 0.1},
     'average': {'optim.average_decay': 0.999},
     'clipping': {'optim.clip_norm': 1.0},

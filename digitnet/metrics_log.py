@@ -22,8 +22,8 @@ from digitnet.workdir import write_atomically
 from digitnet.workdir import writing
 
 
-# tensorboardX brings each flush to the disk, and there waits for a checkpoint that is
-# under way: training would stand still for a quarter of a second.
+# How long TensorBoard waits for events, at the least: tensorboardX brings each flush to the
+# disk, and there waits for a checkpoint that is under way, and training with it.
 _FLUSH_SECONDS = 10.0
 
 
@@ -100,7 +100,7 @@ class MetricsLog:
 
 
 class _Curves:
-  """TensorBoard's events, written within seconds; the first failure is the last."""
+  """TensorBoard's events, on the disk at times; the first failure is the last."""
 
   def __init__(self, folder, lines):
     self._folder = folder
