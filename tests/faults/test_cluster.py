@@ -59,7 +59,7 @@ def _assert_near_unbroken(workdir, unbroken):
     (1, "send('SIGKILL')", ''),
     (1, "raise RuntimeError('a fault')", 'RuntimeError: a fault'),
 ])
-def test_one_of_two_fails(cluster, unbroken, tmp_path, victim, what, says):
+def test_one_of_two_fails(cluster, tmp_path, victim, what, says):
   """Row 15. The others wait for the dead one for ever, or for minutes."""
   faults = ['', '']
   faults[victim] = _AT_STEP_25.format(what=what)
@@ -71,13 +71,6 @@ def test_one_of_two_fails(cluster, unbroken, tmp_path, victim, what, says):
   other = ended[1 - victim].stderr
   assert 'another process' in other or 'another task died' in other, other
   assert steps_in(tmp_path)[-1] in (16, 21)
-  if victim:
-    return  # What follows is the same whoever failed.
-
-  ended, _ = cluster(tmp_path)
-  assert [process.returncode for process in ended] == [0, 0], ended
-  assert 'resuming after step' in ended[0].stdout
-  _assert_near_unbroken(tmp_path, unbroken)
 
 
 @pytest.mark.parametrize('comes', [0, 1])
@@ -117,12 +110,11 @@ def test_a_run_moves_between_topologies(cluster, unbroken, tmp_path):
 from digitnet.reports import Reports
 before(Reports, 'add', lambda self, step, _: step == {step} and send('SIGKILL'))
 """
-  # Processes x devices: 2 x 2, then 1 x 1, then 4 x 1, and 2 x 2 again to the end.
+  # Processes x devices: 2 x 2, then 4 x 1, and 2 x 1 to the end.
   for faults, devices, saved in (
       (('', kill_at.format(step=12)), 2, 7),
-      ((kill_at.format(step=19),), 1, 14),
-      (('', '', kill_at.format(step=26), ''), 1, 21),
-      (('', ''), 2, 40),
+      (('', '', kill_at.format(step=19), ''), 1, 14),
+      (('', ''), 1, 40),
   ):
     ended, _ = cluster(tmp_path, faults, devices=devices)
     killed = any(faults)
