@@ -19,6 +19,9 @@ AXIS = 'batch'
 # Values of an array that is worth a message of its own.
 _ALONE_FROM = 2**18
 
+# One program for all arrays of a tree, not one for each shape.
+_without_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
+
 
 def pmap(
     step: Callable, donate_argnums: tuple[int, ...] = (), by_onednn: bool = False
@@ -106,7 +109,7 @@ def first(tree):
 
   Reads the device's own shard: indexing the whole array would gather it.
   """
-  return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+  return _without_axis(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
 
 
 def start_to_host(tree) -> Callable:

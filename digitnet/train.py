@@ -41,6 +41,9 @@ from digitnet.reports import Reports
 from digitnet.validation import Validation
 from digitnet.workdir import Workdir
 
+# One program: outside of one, JAX compiles each operation on each array by itself.
+_global_norm = jax.jit(optax.global_norm)
+
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict,
@@ -327,7 +330,7 @@ def save(
   checkpoints.wait()  # So that there is one copy of the state besides itself.
   saved = parallel.first(state)
   # The losses checked so far are of before this step's update.
-  norm = optax.global_norm(saved.params)
+  norm = _global_norm(saved.params)
   check_finite(int(saved.step), {'norm of the parameters': norm})
   log.sync(int(saved.step))
   checkpoints.save(saved, progress)

@@ -317,7 +317,7 @@ def test_other_data_are_refused_on_resume(tiny_config, tmp_path, monkeypatch):
   monkeypatch.undo()
   monkeypatch.setattr(
       'digitnet.data.bundled.to_mnist_form',
-      lambda image: np.zeros((28, 28, 1), np.uint8),
+      lambda images: np.zeros((len(images), 28, 28, 1), np.uint8),
   )
   with pytest.raises(UserError, match='the data are not those the run began with'):
     train.train_and_evaluate(config, str(tmp_path))

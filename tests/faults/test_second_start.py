@@ -77,7 +77,7 @@ def test_changed_data_are_refused(killed, runs):
   other = """
 import numpy as np
 from digitnet.data import bundled
-bundled.to_mnist_form = lambda image: np.zeros((28, 28, 1), np.uint8)
+bundled.to_mnist_form = lambda images: np.zeros((len(images), 28, 28, 1), np.uint8)
 """
   process = runs.start(killed, other, flags=['--allow_changes'])
   assert process.returncode == 2
