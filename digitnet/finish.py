@@ -20,6 +20,7 @@ from digitnet.evaluate import evaluate
 from digitnet.metrics import Metrics
 from digitnet.model import DigitNet
 from digitnet.progress import Progress
+from digitnet.scored import Scored
 from digitnet.workdir import Workdir
 
 
@@ -113,7 +114,7 @@ def _write_report(run, results, name, split, logits, train_split, params):
     from digitnet import report  # pylint: disable=g-import-not-at-top
 
     probs = special.softmax(logits, axis=-1)
-    scored = report.Scored(name, split.images, split.labels, probs)
+    scored = Scored(name, split.images, split.labels, probs)
     report.write(run, results, scored, train_split, params)
     return sorted(run.report.glob('*.png'))
   # Whatever it is, hours of training are not lost for the sake of a picture.

@@ -10,7 +10,7 @@ import html
 import io
 import json
 import string
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
 import jax
@@ -28,6 +28,7 @@ from digitnet.data import label_errors
 from digitnet.data.corpus import Split
 from digitnet.metrics import Metrics
 from digitnet.metrics_log import read_metrics
+from digitnet.scored import Scored
 from digitnet.workdir import Workdir
 from digitnet.workdir import short_names
 from digitnet.workdir import write_atomically
@@ -37,29 +38,6 @@ _TEMPLATE = epath.Path(__file__).parent / 'report.html'
 _MOST_MISTAKES = 120
 _COLUMNS = 12
 _SAMPLED = 6  # Training images shown as augmentation changes them, one a row.
-
-
-class Scored(NamedTuple):
-  """A labelled split and what a network, or several, made of it.
-
-  Attributes:
-    name: of the split.
-    images: [N, 28, 28, 1] uint8.
-    labels: [N] integers in 0..9.
-    probs: [N, 10], rows summing to 1.
-  """
-
-  name: str
-  images: np.ndarray
-  labels: np.ndarray
-  probs: np.ndarray
-
-  @property
-  def mistakes(self) -> np.ndarray:
-    """Places of the images read wrong, those it was surest of first: [M] int."""
-    predicted = self.probs.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != self.labels)
-    return wrong[np.argsort(-self.probs.max(axis=1)[wrong], kind='stable')]
 
 
 def mistakes_picture(scored: Scored):

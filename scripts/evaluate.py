@@ -55,6 +55,7 @@ def main() -> None:
   from digitnet import imaging
   from digitnet import predict
   from digitnet.metrics import Metrics
+  from digitnet.scored import Scored
 
   mistakes = args.mistakes and cli.folder(args.mistakes)
   picture = next(filter(imaging.is_picture, args.files), None)
@@ -92,7 +93,7 @@ def main() -> None:
       from digitnet import report  # Which brings matplotlib.
 
       report.write_mistakes(
-          report.Scored(name, images, labels, probs), mistakes
+          Scored(name, images, labels, probs), mistakes
       )
 
 

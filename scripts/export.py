@@ -40,6 +40,7 @@ def main() -> None:
   from digitnet.export import folder
   from digitnet.export.network import Network
   from digitnet.model import DigitNet
+  from digitnet.scored import Scored
   from digitnet.workdir import Workdir
 
   if args.quiet:
@@ -66,7 +67,7 @@ def main() -> None:
       output,
       formats,
       network,
-      folder.Scored(name, split.images, split.labels, probs),
+      Scored(name, split.images, split.labels, probs),
       dataset.train.images,
       results,
   )

@@ -36,6 +36,7 @@ def main() -> None:
   from digitnet import report
   from digitnet import results as results_lib
   from digitnet.errors import UserError
+  from digitnet.scored import Scored
   from digitnet.workdir import Workdir
 
   runs = [Workdir(path) for path in args.workdir]
@@ -55,7 +56,7 @@ def main() -> None:
   predictor = predict.Predictor(args.workdir[0])
   dataset = predict.load_data([predictor])
   examples = getattr(dataset, split)
-  scored = report.Scored(
+  scored = Scored(
       split, examples.images, examples.labels, predictor.probs(examples.images)
   )
   print(report.write(run, results, scored, dataset.train, predictor.params))

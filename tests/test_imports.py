@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the ground up; a module may import what stands before its own line.
 LAYERS = [
     {'errors', 'digest', 'machine', 'environment', 'calibration', 'corruptions', 'data.label_errors', 'tensorboard', 'products'},
-    {'data.files', 'durations', 'ops', 'onednn', 'augment', 'optim', 'rng', 'console', 'data.corpus', 'pictures'},
+    {'data.files', 'durations', 'ops', 'onednn', 'augment', 'optim', 'rng', 'console', 'data.corpus', 'pictures', 'scored'},
     {'model', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
     {'metrics', 'imaging', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
     {'data.tfds_source'},

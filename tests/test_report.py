@@ -18,6 +18,7 @@ from digitnet import report
 from digitnet import train
 from digitnet.data import label_errors
 from digitnet.data.corpus import Split
+from digitnet.scored import Scored
 from digitnet.workdir import Workdir
 
 
@@ -36,7 +37,7 @@ def _scored(predicted, labels, confidence):
   images = np.arange(num, dtype=np.uint8)[:, None, None, None] * np.ones(
       (1, 28, 28, 1), np.uint8
   )
-  return report.Scored('test', images, np.asarray(labels), probs)
+  return Scored('test', images, np.asarray(labels), probs)
 
 
 def test_augmented_images_are_those_that_are_trained_on(monkeypatch, digits):

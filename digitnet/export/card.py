@@ -6,6 +6,7 @@ from typing import Any
 from digitnet import calibration
 from digitnet import results as results_lib
 from digitnet.errors import UserError
+from digitnet.scored import Scored
 
 # The card's first heading, by which it is told from anybody else's README.md.
 TITLE = '# digitnet: handwritten digits'
@@ -97,7 +98,7 @@ _DATA = {
 
 def write(
     results: Mapping[str, Any],
-    scored: Any,
+    scored: Scored,
     num_compared: int,
     files: Mapping[str, tuple[str, str]],
 ) -> str:
@@ -105,7 +106,7 @@ def write(
 
   Args:
     results: what the run's results.json holds.
-    scored: the `folder.Scored` that the files were compared with.
+    scored: what the files were compared with.
     num_compared: images, of those that were compared on a part of it.
     files: by name, what each is, and what the comparison said.
 
@@ -122,7 +123,7 @@ def write(
         **{
             split: results_lib.describe(results[split]) for split in ('validation', 'test')
         },
-        split=scored.split,
+        split=scored.name,
         calibration_error=calibration.expected_calibration_error(
             scored.probs, scored.labels
         ),

@@ -16,6 +16,7 @@ from digitnet.errors import ExportFailed
 from digitnet.errors import UserError
 from digitnet.export import card
 from digitnet.export.network import Network
+from digitnet.scored import Scored
 from digitnet.workdir import write_atomically
 
 
@@ -38,22 +39,6 @@ NUM_COMPARED = 1000
 _TOLERANCE = 1e-5  # of probabilities
 _NUM_CALIBRATED = 500  # training images that tell the range of each activation
 _MOST_LOST = 0.001  # of accuracy, with 8 bits
-
-
-class Scored(NamedTuple):
-  """What the files are compared with.
-
-  Attributes:
-    split: its name.
-    images: [N, 28, 28, 1] uint8.
-    labels: [N] int.
-    probs: [N, 10], the network's own.
-  """
-
-  split: str
-  images: np.ndarray
-  labels: np.ndarray
-  probs: np.ndarray
 
 
 def import_modules(formats: Sequence[str]) -> dict[str, Any]:
