@@ -232,7 +232,7 @@ def test_decoded_copy(tmp_path_factory, digits, data):
     np.testing.assert_array_equal(ours.labels, theirs.labels)
 
 
-@settings(fuzz, max_examples=200)
+@settings(fuzz, max_examples=100)
 @given(data=st.data())
 def test_checkpoint_files(tmp_path_factory, unbroken, data, capsys):
   """A damaged checkpoint hangs or ends the process, or is restored."""

@@ -40,12 +40,14 @@ def test_changed_config_is_refused_or_allowed(killed, runs):
     assert change in line
   assert 'allow the change by --allow_changes' in line
 
-  for fixed in ({'model.dense_features': (17,)}, {'data.split': 'standard'}):
-    for flags in ((), ('--allow_changes',)):
-      never = runs.start(killed, overrides={**overrides, **fixed}, flags=flags)
-      assert never.returncode == 2
-      assert 'cannot change in mid-run' in _last_line(never)
-      assert '--allow_changes' not in _last_line(never)
+  for fixed, flags in (
+      ({'model.dense_features': (17,)}, ()),
+      ({'data.split': 'standard'}, ['--allow_changes']),
+  ):
+    never = runs.start(killed, overrides={**overrides, **fixed}, flags=flags)
+    assert never.returncode == 2
+    assert 'cannot change in mid-run' in _last_line(never)
+    assert '--allow_changes' not in _last_line(never)
   assert (killed / 'config.json').read_bytes() == before
 
   allowed = runs.start(killed, overrides=overrides, flags=['--allow_changes'])
