@@ -174,7 +174,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
   values = flatten(config)
   for name in values:
     if name not in RULES:
-      raise UserError(f'config.{name}: there is no such field; remove it')
+      raise UserError(
+          f'config.{name}: there is no such field; remove it, or, if it is a new one,'
+          ' say in RULES of digitnet/config.py what it may be'
+      )
   _check(values, RULES)
   _check_average(values)
   if values['data.fold'] >= values['data.num_folds']:

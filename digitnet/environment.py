@@ -1,8 +1,8 @@
 """What is set in the environment before JAX, or even Python, starts.
 
-As glibc comes, a training step on CPU spends as much time on page faults as on
-arithmetic: its arrays are new memory to the kernel each time, 4 KiB by 4 KiB. glibc
-reads its settings when a process starts, so Python is started again.
+As glibc comes, a training step on CPU spends an eighth of its time on page faults, or more:
+its arrays are new memory to the kernel each time, 4 KiB by 4 KiB. glibc reads its settings
+when a process starts, so Python is started again.
 """
 
 import os

@@ -31,6 +31,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the new run lives.')
 
 
 def main() -> None:
+  sys.path.insert(0, str(_ROOT))  # for configs, which are not installed
   rest = cli.parse_flags(_CONFIG, __doc__, _ROOT / 'configs/default.py')
   if len(rest) != 1 or not _WORKDIR.value:
     raise UserError('name one FILE and a --workdir; see --help')

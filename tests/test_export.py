@@ -228,6 +228,15 @@ def test_export_writes_every_exact_format_and_a_card(run_python, workdir, tmp_pa
   assert trained['test']['accuracy'] > results['test']['accuracy'] - 0.05
 
 
+def test_an_import_takes_any_config(run_python):
+  """`configs` is found where it happens to be on the path, and nowhere else."""
+  for config in ('quick.py', 'ablations.py:no_conv_dropout'):
+    process = run_python(
+        'scripts/import_keras.py', f'--config=configs/{config}', env={'PYTHONPATH': ''}
+    )
+    assert process.returncode == 2 and 'name one FILE and a --workdir' in process.stderr
+
+
 def _export(monkeypatch, workdir, out, *formats):
   """scripts/export.py within this process, whose modules may be patched."""
   main = runpy.run_path(str(ROOT / 'scripts/export.py'))['main']

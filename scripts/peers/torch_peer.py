@@ -8,7 +8,6 @@ import contextlib
 import copy
 import functools
 
-import numpy as np
 import torch
 from torch import nn
 

@@ -14,7 +14,6 @@ from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
-from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 from digitnet.workdir import Workdir
 from tests.faults.conftest import Runs
