@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ml_collections
-from scipy import special
 
 from digitnet import cluster
 from digitnet import config as config_lib
@@ -110,8 +109,11 @@ def score_and_write(
 def _write_report(run, results, name, split, logits, train_split, params):
   """The report, which may fail without harm to the run; returns its pictures."""
   try:
-    # Here, since it brings matplotlib, which the first step need not wait for.
-    from digitnet import report  # pylint: disable=g-import-not-at-top
+    # Here, since they take half a second, which the first step need not wait for.
+    # pylint: disable=g-import-not-at-top
+    from scipy import special
+
+    from digitnet import report
 
     probs = special.softmax(logits, axis=-1)
     scored = Scored(name, split.images, split.labels, probs)
