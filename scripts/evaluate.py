@@ -92,9 +92,7 @@ def main() -> None:
     if mistakes and kind == 'clean':
       from digitnet import report  # Which brings matplotlib.
 
-      report.write_mistakes(
-          Scored(name, images, labels, probs), mistakes
-      )
+      report.write_mistakes(Scored(name, images, labels, probs), mistakes)
 
 
 if __name__ == '__main__':

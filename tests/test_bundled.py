@@ -37,6 +37,7 @@ def test_digits_are_those_of_scikit_learn():
     pixels = np.rint(np.clip(scaled, 0, 1) * 255)
     top, left = (round(13.5 - m) for m in ndimage.center_of_mass(pixels))
     np.testing.assert_array_equal(image[top : top + 20, left : left + 20, 0], pixels)
+    assert image.sum() == pixels.sum()  # And nothing around them.
 
 
 def test_a_digit_stays_itself():

@@ -105,16 +105,19 @@ def test_accumulation_is_one_large_batch(net, digits):
   images, labels = digits(12)
   indices, mask = [7, 2, 9, 4, 1, 0], [True] * 5 + [False]
   ends = []
-  for accumulation in (1, 3):
+  for accumulation in (1, 2, 3):
     state, step = _start(net(0.5), strengths=MIXING_CHANGE, accumulation=accumulation)
     ends.append(_run(step, state, images, labels, indices, mask))
-  (whole, of_whole), (after, report) = ends
-  assert report.metrics.loss == pytest.approx(of_whole.metrics.loss, rel=1e-5)
-  np.testing.assert_array_equal(report.metrics.confusion, of_whole.metrics.confusion)
-  assert report.grad_norm == pytest.approx(of_whole.grad_norm, rel=1e-4)
-  # The second moments are the squared gradients: signs of zeros do not matter.
-  for a, b in zip(jax.tree.leaves(after.opt_state), jax.tree.leaves(whole.opt_state)):
-    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8)
+  (whole, of_whole), *others = ends
+  for after, report in others:
+    assert report.metrics.loss == pytest.approx(of_whole.metrics.loss, rel=1e-5)
+    np.testing.assert_array_equal(
+        report.metrics.confusion, of_whole.metrics.confusion
+    )
+    assert report.grad_norm == pytest.approx(of_whole.grad_norm, rel=1e-4)
+    # The second moments are the squared gradients: signs of zeros do not matter.
+    for a, b in zip(jax.tree.leaves(after.opt_state), jax.tree.leaves(whole.opt_state)):
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8)
 
 
 def test_learning_rate_is_scaled(net, digits):
