@@ -316,4 +316,4 @@ def format_table(rows: list[dict]) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

@@ -467,4 +467,4 @@ def _say(text):
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

@@ -190,4 +190,4 @@ def _peak():
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

@@ -185,4 +185,4 @@ def _draw_seven(page, shift):
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

@@ -13,7 +13,6 @@ network saw of it.
 import argparse
 from collections.abc import Callable
 import io
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -205,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

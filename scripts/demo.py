@@ -12,7 +12,6 @@ it. It needs `pip install -e '.[demo]'`.
 
 import argparse
 import socket
-import sys
 
 from digitnet import cli
 from digitnet import environment
@@ -82,4 +81,4 @@ def _listening(host, port):
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

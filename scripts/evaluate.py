@@ -21,7 +21,6 @@ those it was surest of first; a star marks the labels that people have found wro
 
 import argparse
 import json
-import sys
 
 from digitnet import cli
 from digitnet import environment
@@ -96,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

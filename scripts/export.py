@@ -14,7 +14,6 @@ compared, in float32. All but stablehlo need `pip install -e '.[export]'`.
 """
 
 import argparse
-import sys
 
 from digitnet import cli
 from digitnet import environment
@@ -74,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

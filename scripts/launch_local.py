@@ -156,4 +156,4 @@ def _free_port():
 if __name__ == '__main__':
   # The code of a process that failed is ours.
   codes = []
-  sys.exit(cli.run(lambda: codes.append(main())) or codes[0])
+  cli.leave(cli.run(lambda: codes.append(main())) or codes[0])

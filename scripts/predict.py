@@ -159,4 +159,4 @@ def _keep(found, folder):
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

@@ -10,7 +10,6 @@ their configs differ, in the folder --output.
 """
 
 import argparse
-import sys
 
 from digitnet import cli
 from digitnet import environment
@@ -63,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))

@@ -197,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main))
+  cli.leave(cli.run(main))
