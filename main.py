@@ -16,9 +16,6 @@ from digitnet import cli
 from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'What to train, and how; default: configs/default.py.'
-)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, "Where the run lives; default: runs/ and the config's name."
 )
@@ -52,9 +49,14 @@ def _default_workdir() -> str:
 
 
 def main() -> None:
-  rest = cli.parse_flags(_CONFIG, __doc__, _ROOT / 'configs/default.py')
+  config, rest = cli.parse_flags(
+      __doc__,
+      'What to train, and how; default: configs/default.py.',
+      _ROOT / 'configs/default.py',
+  )
   if rest:
     raise UserError(f'unexpected argument {rest[0]!r}; see --help')
+  workdir = _default_workdir() if _WORKDIR.value is None else _WORKDIR.value
   # After the flags: importing JAX takes a second that a typo need not wait for.
   from digitnet import environment
 
@@ -71,9 +73,7 @@ def main() -> None:
       _PROCESS_ID.value,
       _START_TIMEOUT.value,
   )
-  results = train_and_evaluate(
-      _CONFIG.value, _WORKDIR.value or _default_workdir(), _ALLOW_CHANGES.value
-  )
+  results = train_and_evaluate(config, workdir, _ALLOW_CHANGES.value)
   if _JSON.value and cluster.is_main():
     print(json.dumps(results, indent=2))
 

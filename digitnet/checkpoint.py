@@ -244,7 +244,7 @@ class Checkpoints:
       self._set_aside(bad, fault)
     self._manager.reload()
     if best in damaged:
-      progress.keep_evaluations_of(self.steps)
+      progress.rule_out_all_but(self.steps)
     if max(damaged, default=0) > step:
       warn(f'going back to the newest good checkpoint, of step {step:,}')
     return state, progress

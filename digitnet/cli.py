@@ -16,6 +16,8 @@ import threading
 import traceback
 
 from absl import flags
+import ml_collections
+from ml_collections import config_flags
 
 from digitnet.errors import ExportFailed
 from digitnet.errors import Stopped
@@ -23,10 +25,14 @@ from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+_UNUSABLE_NAMES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 _HELP = {f'{dashes}{name}' for dashes in ('-', '--') for name in ('h', 'help', 'helpfull')}
 
 _at_once = False
+
+# Else --help would not count --config among the program's own flags.
+flags.disclaim_key_flags()
 
 
 def run(main: Callable[[], None]) -> int:
@@ -64,7 +70,7 @@ def run(main: Callable[[], None]) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
   except Exception as error:  # pylint: disable=broad-except
-    if isinstance(error, PermissionError):
+    if isinstance(error, OSError) and error.errno in _UNUSABLE_NAMES:
       return _fail(f'{error.filename or "output"}: {error.strerror}; name another', 2)
     if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
       return _fail(f'{error.filename or "output"}: {error.strerror}', 1)
@@ -76,6 +82,13 @@ def run(main: Callable[[], None]) -> int:
       )
     traceback.print_exc()
     return 1
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+  """Whose --help begins with `doc`, as it stands."""
+  return argparse.ArgumentParser(
+      description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
 
 
 def positive(text: str) -> int:
@@ -105,33 +118,38 @@ def folder(text: str) -> pathlib.Path:
 
 
 def parse_flags(
-    config: flags.FlagHolder, doc: str, default_config: pathlib.Path
-) -> list[str]:
-  """Reads the flags that the program has defined; returns the other arguments.
+    doc: str, config_is: str, default_config: pathlib.Path
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+  """Reads --config, and the flags that the program has defined.
 
   Args:
-    config: of `config_flags.DEFINE_config_file('config', None, ...)`.
     doc: what --help begins with.
+    config_is: what it says of --config.
     default_config: the file, where --config names none.
+
+  Returns:
+    The config, and the other arguments.
 
   Raises:
     UserError: a flag, the config file or a change of it is wrong.
   """
   argv = sys.argv
-  if any(arg in _HELP for arg in argv[1:]):
-    print(doc + flags.FLAGS.main_module_help())
-    sys.exit(0)
   # Given here and not as the flag's default: ml_collections would then apply
   # the overrides, and fail on a wrong one, before anybody can catch it.
   if not any(arg.split('=')[0] in ('-config', '--config') for arg in argv[1:]):
     argv = [argv[0], f'--config={default_config}', *argv[1:]]
   try:
+    # Reads a --flagfile, if there is one.
+    config = config_flags.DEFINE_config_file('config', None, config_is)
+    if any(arg in _HELP for arg in argv[1:]):
+      print(doc + flags.FLAGS.main_module_help())
+      sys.exit(0)
     rest = flags.FLAGS(argv)[1:]
     config.value.to_dict()  # A file that failed to load says so only now.
   # Whatever a config file or its overrides raise is the user's to mend.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(config_mistake(error)) from None
-  return rest
+  return config.value, rest
 
 
 def config_mistake(error: Exception) -> str:

@@ -48,7 +48,7 @@ def start(
 
   Args:
     coordinator: HOST:PORT of process 0; None if the launcher is to be asked.
-    num_processes: of the whole cluster; None with the coordinator.
+    num_processes: of the whole cluster; None where the coordinator is.
     process_id: this one's, from 0; likewise.
     timeout: seconds to wait for the others; then the process ends, code 1.
 

@@ -180,6 +180,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
       )
   _check(values, RULES)
   _check_average(values)
+  _check_fold(values)
+
+
+def _check_fold(values):
   if values['data.fold'] >= values['data.num_folds']:
     raise UserError(
         f'config.data.fold={values["data.fold"]}: must be below'
@@ -211,8 +215,15 @@ def validate_network(config: ml_collections.ConfigDict) -> None:
           f'config.{name}: this digitnet has no such knob; use the one of the run, whose'
           ' commit its results.json names'
       )
-  names = [name for name in RULES if name.startswith('model.')]
+  # An old run may lack a kind of augmentation, which then was not there.
+  names = [
+      name
+      for name in RULES
+      if name.startswith(('model.', 'data.'))
+      or (name.startswith('augment.') and name in values)
+  ]
   _check(values, [*names, 'eval_batch_size'])
+  _check_fold(values)
 
 
 def _check(values, names):

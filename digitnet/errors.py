@@ -17,7 +17,7 @@ class ExportFailed(Exception):
 
 
 class Stopped(BaseException):
-  """A signal asked to stop; what was to be saved has been saved.
+  """A signal asked to stop; what was trained since the last save has been saved.
 
   Like KeyboardInterrupt no `Exception`, which much code takes for a fault.
 

@@ -52,6 +52,7 @@ def score_and_write(
     params: dict,
     last_step: int,
     digests: dict[str, str],
+    commit: str | None,
 ) -> dict[str, Any]:
   """Scores the test split, and writes predictions, report and at last results.json.
 
@@ -64,6 +65,7 @@ def score_and_write(
     params: of the network to score.
     last_step: updates done.
     digests: of the last state.
+    commit: that this start of the run was made from.
 
   Returns:
     What results.json holds.
@@ -86,6 +88,7 @@ def score_and_write(
       config.seed,
       run.config_changes,
       digests,
+      commit,
   )
   if cluster.is_main() and logits is not None:
     run.write_predictions(logits.argmax(axis=-1), last_step)

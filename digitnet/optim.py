@@ -37,7 +37,7 @@ def _warmed_up(schedule, peak, warmup_steps):
 
 
 # (peak, total_steps, warmup_steps) -> optax.Schedule. A 'plateau' is constant
-# within the step; `plateau_scale` halves it from outside, between evaluations.
+# within the step; `plateau_scale` lowers it from outside, between evaluations.
 SCHEDULES = {
     'constant': _constant,
     'cosine': _cosine,
@@ -98,23 +98,19 @@ def make_optimizer(
 
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
+  def decay(path, update, param):
+    is_decayed = weight_decay and path[-1].key == 'kernel'
+    return update + weight_decay * param if is_decayed else update
+
+  # Not a link of its own in the chain, which would change the state's structure.
   def update_and_decay(updates, state, params):
     updates, state = adam.update(updates, state, params)
-    updates = jax.tree_util.tree_map_with_path(
-        lambda path, update, param: (
-            update + weight_decay * param if path[-1].key == 'kernel' else update
-        ),
-        updates,
-        params,
-    )
-    return updates, state
+    return jax.tree_util.tree_map_with_path(decay, updates, params), state
 
-  if weight_decay:
-    # Not a link of its own in the chain, which would change the state's structure.
-    step = optax.GradientTransformation(adam.init, update_and_decay)
-  else:
-    step = adam
-  return optax.chain(step, optax.scale_by_learning_rate(schedule))
+  return optax.chain(
+      optax.GradientTransformation(adam.init, update_and_decay),
+      optax.scale_by_learning_rate(schedule),
+  )
 
 
 def plateau_scale(

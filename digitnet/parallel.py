@@ -26,7 +26,13 @@ _without_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
 def pmap(
     step: Callable, donate_argnums: tuple[int, ...] = (), by_onednn: bool = False
 ) -> Callable:
-  """Runs `step` on every device, with `AXIS` for its collectives."""
+  """Runs `step` on every device, with `AXIS` for its collectives.
+
+  Args:
+    step: of one device's part.
+    donate_argnums: the arguments whose memory the results may take.
+    by_onednn: whether its layers are in oneDNN's form.
+  """
   mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=donate_argnums)
   return onednn.ahead_of_time(mapped) if by_onednn else mapped
 

@@ -50,35 +50,10 @@ class Predictor:
     self.config = run.load_config()
     config_lib.validate_network(self.config)
     model = DigitNet(**self.config.model)
-    none_yet = UserError(f'{run.path}: no checkpoint yet; train first')
-    if not run.checkpoints.is_dir():
-      raise none_yet
-    results = run.load_results() or {}
-    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-      if not checkpoints.steps:
-        raise none_yet
-      step = checkpoints.steps[-1]
-      try:
-        progress = checkpoints.restore_progress(step)
-        # A finished run says it itself: what was validated after the last save, or was
-        # lost since, is not known to the checkpoints.
-        best_step = results.get('best_step', progress.best_step)
-        if best_step is not None:
-          step = best_step
-        params = checkpoints.restore_params(
-            step, model_lib.abstract_params(model)
-        )
-      except Damaged as fault:
-        raise UserError(
-            f'{run.checkpoints / str(step)}: damaged ({fault}); remove'
-            f' {run.results.name} if it is there, and the training command goes'
-            ' back to the newest good checkpoint'
-        ) from None
-    self.dataset = progress.dataset
-    self.params = params
+    self.dataset, self.params = _restore_best(run, model_lib.abstract_params(model))
     self._workdir = workdir
     # By XLA: oneDNN makes the gradient by one image slower (scripts/README.md).
-    self._saliency_params = model_lib.operand_params(model, params)
+    self._saliency_params = model_lib.operand_params(model, self.params)
     self._saliency_step = jax.jit(steps.make_saliency_step(model))
     model, jit = model_lib.for_inference(model)
     # Of the cast ones, which are shared where nothing changes.
@@ -145,6 +120,35 @@ class Predictor:
         for start in console.bar(range(0, len(padded), size), 'batch')
     ]
     return special.softmax(np.concatenate(logits)[: len(images)], axis=-1)
+
+
+def _restore_best(run, like, is_second_try=False):
+  """Fingerprint of the data, and the parameters that are best on validation."""
+  none_yet = UserError(f'{run.path}: no checkpoint yet; train first')
+  if not run.checkpoints.is_dir():
+    raise none_yet
+  results = run.load_results() or {}
+  with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+    if not checkpoints.steps:
+      raise none_yet
+    step = checkpoints.steps[-1]
+    try:
+      progress = checkpoints.restore_progress(step)
+      # A finished run says it itself: what was validated after the last save, or was
+      # lost since, is not known to the checkpoints.
+      best_step = results.get('best_step', progress.best_step)
+      if best_step is not None:
+        step = best_step
+      return progress.dataset, checkpoints.restore_params(step, like)
+    except Damaged as fault:
+      path, what = run.checkpoints / str(step), str(fault)
+  if not path.exists() and not is_second_try:
+    # A training that runs beside has replaced it meanwhile.
+    return _restore_best(run, like, is_second_try=True)
+  raise UserError(
+      f'{path}: damaged ({what}); remove {run.results.name} if it is there, and the'
+      ' training command goes back to the newest good checkpoint'
+  )
 
 
 def load_data(predictors: Sequence[Predictor]) -> Dataset:

@@ -50,7 +50,7 @@ class Progress:
   def has_evaluated(self, step: int) -> bool:
     return any(one['step'] == step for one in self.evaluations)
 
-  def keep_evaluations_of(self, steps: Sequence[int]) -> None:
+  def rule_out_all_but(self, steps: Sequence[int]) -> None:
     """Rules out as best whatever has no good checkpoint any more."""
     for one in self.evaluations:
       if one['step'] not in steps:

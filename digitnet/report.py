@@ -78,8 +78,10 @@ def write_mistakes(scored: Scored, folder: epath.Path) -> None:
         place, scored.labels[place], probs.argmax(), f'{probs.max():.4f}', int(is_known)
     ])  # fmt: skip
   write_atomically(folder / 'mistakes.csv', text.getvalue())
+  picture = folder / 'mistakes.png'
+  picture.unlink(missing_ok=True)  # Of another scoring, which may have had some.
   if len(places):
-    with (folder / 'mistakes.png').open('wb') as file:
+    with picture.open('wb') as file:
       pictures.save(mistakes_picture(scored), file)
 
 
@@ -147,6 +149,8 @@ def write(
   )
   if len(scored.mistakes):
     page.picture('mistakes', mistakes_picture(scored))
+  else:
+    (run.report / 'mistakes.png').unlink(missing_ok=True)  # Of an earlier report.
 
   page.heading('Digit by digit')
   page.side_by_side(

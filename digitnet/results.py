@@ -30,6 +30,7 @@ def collect(
     seed: int,
     config_changes: list[list[str]],
     digests: dict[str, str],
+    commit: str | None,
 ) -> dict[str, Any]:
   """What results.json holds.
 
@@ -43,6 +44,7 @@ def collect(
     seed: of the run.
     config_changes: made in mid-run.
     digests: of the last state.
+    commit: that the run was started from; see `git_commit`.
   """
   best = dict(progress.best)
   return {
@@ -68,7 +70,7 @@ def collect(
           'python': platform.python_version(),
           **{name: metadata.version(name) for name in _PACKAGES},
       },
-      'git_commit': git_commit(),
+      'git_commit': commit,
   }
 
 

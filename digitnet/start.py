@@ -29,7 +29,8 @@ def fresh_or_resumed(
   """The newest good checkpoint, or else the state before the first step.
 
   Raises:
-    UserError: the data are not those the checkpoint was trained on.
+    UserError: the data are not those the checkpoint was trained on, or not those of
+      the other processes.
     TrainingFailed: all checkpoints are damaged.
   """
 
@@ -41,6 +42,7 @@ def fresh_or_resumed(
   like = jax.eval_shape(init)
   restored = checkpoints.restore_newest(like)
   if not cluster.from_main(restored is not None):
+    _check_same_on_all(dataset)
     return jax.jit(init)(), Progress(dataset.fingerprint, here)
   state, progress = restored or (None, None)
   state = cluster.arrays_from_main(state, like)
@@ -60,3 +62,14 @@ def fresh_or_resumed(
     )
   progress.machine = here
   return state, progress
+
+
+def _check_same_on_all(dataset):
+  """Else each process would train on its own, and none would say so."""
+  of_main = cluster.from_main(dataset.fingerprint)
+  if dataset.fingerprint != of_main:
+    raise UserError(
+        f'process {jax.process_index()}: its data are not those of process 0'
+        f' ({of_main} -> {dataset.fingerprint}); give all the same files by'
+        ' --config.data.source and --config.data.dir'
+    )

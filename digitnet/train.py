@@ -84,6 +84,8 @@ def train_and_evaluate(
 
 
 def _train_and_evaluate(config, run):
+  # Now: by the end of an hour the checkout may be another.
+  commit = results_lib.git_commit()
   dataset = sources.load(say, **config.data)
   model = model_lib.for_training(DigitNet(**config.model))
   say(model_lib.format_table(model_lib.layer_table(model)))
@@ -101,7 +103,7 @@ def _train_and_evaluate(config, run):
         checkpoints, progress.best_step, plan.last_step, model
     )
   return finish.score_and_write(
-      config, dataset, eval_step, run, progress, params, plan.last_step, digests
+      config, dataset, eval_step, run, progress, params, plan.last_step, digests, commit
   )
 
 

@@ -21,7 +21,7 @@ from digitnet.errors import UserError
 
 def write_atomically(path: epath.Path, text: str) -> None:
   """Replaces a file by a new one; a reader sees the old or the new, never half."""
-  # One name for all: a workdir has one writer, who overwrites what a kill left.
+  # One name for all: a folder has one writer, who overwrites what a kill left.
   temporary = path.parent / f'{path.name}.tmp'
   try:
     with temporary.open('w') as file:
@@ -57,7 +57,7 @@ class Workdir:
   """
 
   def __init__(self, path: str):
-    if '://' in str(path):
+    if not str(path) or '://' in str(path):
       raise UserError(f'--workdir={path}: name a local folder')
     # Orbax wants absolute paths.
     self.path = epath.Path(path).expanduser().absolute()

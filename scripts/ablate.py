@@ -19,7 +19,6 @@ was stopped.
 Left in --output: the workdir of each run, and ablations.md, .csv and .png.
 """
 
-import argparse
 import concurrent.futures
 import csv
 import os
@@ -38,9 +37,7 @@ _COLUMNS = ('variant', 'repeats', 'error', 'std', 'difference', 'p', 'test_error
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   parser.add_argument('variants', nargs='*', metavar='VARIANT')
   parser.add_argument('--output', required=True)
   parser.add_argument('--repeats', type=cli.positive, default=3, help='default: 3')

@@ -19,7 +19,6 @@ benchmark.png to --output.
 A peer may live in another environment: --python torch=/path/to/python.
 """
 
-import argparse
 import contextlib
 import datetime
 import json
@@ -43,9 +42,7 @@ _DEFAULT_MEASURES = ('train', 'infer', 'start', 'memory')
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   parser.add_argument(
       '--peers',
       nargs='+',

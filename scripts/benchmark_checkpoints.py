@@ -10,7 +10,6 @@ the bundled digits, by turns anew and from a checkpoint, and times the way from 
 start of the process to the end of its first step. Prints a JSON object of each.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -29,9 +28,7 @@ _NUM_TRAIN = 37_800
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   parser.add_argument('--repeats', type=cli.positive, default=5, help='default: 5')
   parser.add_argument(
       '--steps', type=cli.positive, default=30, help='in one stretch; default: 30'

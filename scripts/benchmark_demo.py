@@ -13,7 +13,6 @@ time from the end of a stroke to its answer on the page. --screenshots=FOLDER ke
 the page looks on a desktop and on a phone.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import http.client
@@ -41,9 +40,7 @@ _FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking',
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   parser.add_argument('--workdir', required=True, help='of a run')
   parser.add_argument(
       '--clients', type=cli.positive, default=32, help='the page serves 64; default: 32'

@@ -10,7 +10,6 @@ as scripts/predict.py reads them. Prints how many were right in each style. Left
 network saw of it.
 """
 
-import argparse
 from collections.abc import Callable
 import io
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from PIL import Image
 
 from digitnet import cli
 from digitnet import environment
+from digitnet.errors import UserError
 
 _SEED = 0
 
@@ -145,9 +145,7 @@ def draw(image: np.ndarray, style: Style, rng: np.random.Generator) -> bytes:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   cli.add_network_arguments(parser)
   parser.add_argument('--each', type=cli.positive, default=10, help='default: 10')
   parser.add_argument('--output', help='folder of table and picture')
@@ -157,7 +155,6 @@ def main() -> None:
   from digitnet import imaging
   from digitnet import pictures
   from digitnet import predict
-  from digitnet.errors import UserError
 
   output = args.output and cli.folder(args.output)
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]

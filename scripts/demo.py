@@ -10,7 +10,6 @@ lets everyone in who can reach the machine, as a phone in the same network. Ctrl
 it. It needs `pip install -e '.[demo]'`.
 """
 
-import argparse
 import socket
 
 from digitnet import cli
@@ -18,9 +17,7 @@ from digitnet import environment
 from digitnet.errors import UserError
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   parser.add_argument(
       '--workdir', required=True, action='append', help='of a run; once for each'
   )

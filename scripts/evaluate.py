@@ -19,7 +19,6 @@ With --mistakes=FOLDER the images read wrong are left there, as a list and as a 
 those it was surest of first; a star marks the labels that people have found wrong.
 """
 
-import argparse
 import json
 
 from digitnet import cli
@@ -28,9 +27,7 @@ from digitnet.errors import UserError
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   cli.add_network_arguments(parser)
   parser.add_argument(
       '--split',

@@ -13,7 +13,7 @@ beside them. A network trained in bfloat16, or with products in it, is exported,
 compared, in float32. All but stablehlo need `pip install -e '.[export]'`.
 """
 
-import argparse
+import os
 
 from digitnet import cli
 from digitnet import environment
@@ -21,9 +21,7 @@ from digitnet.errors import UserError
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   parser.add_argument('--workdir', required=True, help='of a finished run')
   parser.add_argument(
       '--output', required=True, help='folder; an earlier export there is replaced'
@@ -32,13 +30,14 @@ def main() -> None:
   parser.add_argument('formats', nargs='*', metavar='FORMATS')
   args = parser.parse_args()
   environment.prepare()
+  # A GPU would round float32 operands to TF32, and other runtimes do not.
+  os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
   # After the arguments: importing JAX takes a second.
   from digitnet import console
   from digitnet import predict
   from digitnet import results as results_lib
   from digitnet.export import folder
   from digitnet.export.network import Network
-  from digitnet.model import DigitNet
   from digitnet.scored import Scored
   from digitnet.workdir import Workdir
 
@@ -58,10 +57,7 @@ def main() -> None:
   # A test split that the run left sealed stays so.
   name = 'test' if results.get('test') else 'validation'
   split = getattr(dataset, name)
-  if DigitNet(**config.model).operand_dtype == 'float32':
-    probs = predictor.probs(split.images)
-  else:
-    probs = network.probs_in_batches(split.images)
+  probs = network.probs_in_batches(split.images)
   folder.write(
       output,
       formats,

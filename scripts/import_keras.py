@@ -13,32 +13,35 @@ it, or train it on, by main.py with the same --workdir and --config flags. It ne
 `pip install -e '.[export]'`.
 """
 
+import os
 import pathlib
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from digitnet import cli
 from digitnet import environment
 from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'The network, and the data to score or train on; default: configs/default.py.'
-)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the new run lives.')
 
 
 def main() -> None:
   sys.path.insert(0, str(_ROOT))  # for configs, which are not installed
-  rest = cli.parse_flags(_CONFIG, __doc__, _ROOT / 'configs/default.py')
+  config, rest = cli.parse_flags(
+      __doc__,
+      'The network, and the data to score or train on; default: configs/default.py.',
+      _ROOT / 'configs/default.py',
+  )
   if len(rest) != 1 or not _WORKDIR.value:
     raise UserError('name one FILE and a --workdir; see --help')
   path = pathlib.Path(rest[0])
   if not path.is_file():
     raise UserError(f'{path}: no such file')
   environment.prepare()
+  # Both networks are compared in float32, which a GPU would round to TF32.
+  os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
   # After the flags: importing JAX takes a second.
   try:
     from digitnet.export import keras_model
@@ -56,7 +59,6 @@ def main() -> None:
   from digitnet.export.network import Network
   from digitnet.workdir import Workdir
 
-  config = _CONFIG.value
   config_lib.validate(config)
   imported.check_is_new(Workdir(_WORKDIR.value))
   shapes = model_lib.abstract_params(model_lib.DigitNet(**config.model))

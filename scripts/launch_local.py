@@ -13,7 +13,6 @@ one fails the others follow within seconds; whoever does not is killed. The same
 again resumes.
 """
 
-import argparse
 import os
 import pathlib
 import signal
@@ -36,10 +35,8 @@ def main() -> int:
   if '--' in ours:
     place = ours.index('--')
     ours, flags = ours[:place], ours[place + 1 :]
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-      usage='launch_local.py [-h] [--processes N] [--devices_per_process N] -- FLAGS',
-  )  # fmt: skip
+  parser = cli.parser(__doc__)
+  parser.usage = 'launch_local.py [-h] [--processes N] [--devices_per_process N] -- FLAGS'
   parser.add_argument(
       '--processes', type=cli.positive, default=2, help='default: 2'
   )

@@ -16,7 +16,6 @@ others are answered, and the exit code is 2. Of data: CSV, a line an image with 
 from 1, the label, and the probability of each digit.
 """
 
-import argparse
 import csv
 import json
 import pathlib
@@ -24,14 +23,13 @@ import sys
 
 from digitnet import cli
 from digitnet import environment
+from digitnet.errors import UserError
 
 _TOLD = 3  # digits of each picture, the likeliest first
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   cli.add_network_arguments(parser)
   parser.add_argument(
       '--split', action='store_true', help='a picture shows several digits in a row'
@@ -51,7 +49,6 @@ def main() -> None:
   # After the arguments: importing JAX takes a second.
   from digitnet import imaging
   from digitnet import predict
-  from digitnet.errors import UserError
 
   are_pictures = {
       name == '-' or pathlib.Path(name).is_dir() or imaging.is_picture(name)
@@ -82,7 +79,6 @@ def _read_pictures(args):
   from digitnet import predict
   from digitnet.console import warn
   from digitnet.data import files
-  from digitnet.errors import UserError
   from etils import epath
   import numpy as np
 

@@ -9,16 +9,14 @@ from the run's own data. Of several finished ones: their scores, their curves an
 their configs differ, in the folder --output.
 """
 
-import argparse
 
 from digitnet import cli
 from digitnet import environment
+from digitnet.errors import UserError
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   parser.add_argument(
       '--workdir', required=True, action='append', help='of a finished run'
   )
@@ -34,31 +32,37 @@ def main() -> None:
   from digitnet import predict
   from digitnet import report
   from digitnet import results as results_lib
-  from digitnet.errors import UserError
   from digitnet.scored import Scored
   from digitnet.workdir import Workdir
 
   runs = [Workdir(path) for path in args.workdir]
   all_results = [results_lib.of_finished(run) for run in runs]
-  if len(runs) > 1:
-    if not args.output or args.split:
-      raise UserError('several --workdir: name a folder by --output, and no --split')
-    print(report.write_comparison(runs, cli.folder(args.output)))
-    return
-  if args.output:
+  if len(runs) > 1 and (args.split or not args.output):
+    raise UserError('several --workdir: name a folder by --output, and no --split')
+  if len(runs) == 1 and args.output:
     raise UserError('--output is for several --workdir; of one, it is its report/')
 
-  (run,), (results,) = runs, all_results
-  split = args.split or ('test' if results['test'] else 'validation')
-  if not results[split]:
-    raise UserError(f'{run.path}: its {split} split was not scored')
-  predictor = predict.Predictor(args.workdir[0])
-  dataset = predict.load_data([predictor])
-  examples = getattr(dataset, split)
-  scored = Scored(
-      split, examples.images, examples.labels, predictor.probs(examples.images)
-  )
-  print(report.write(run, results, scored, dataset.train, predictor.params))
+  if len(runs) > 1:
+    write = lambda: report.write_comparison(runs, cli.folder(args.output))
+  else:
+    (run,), (results,) = runs, all_results
+    split = args.split or ('test' if results['test'] else 'validation')
+    if not results[split]:
+      raise UserError(f'{run.path}: its {split} split was not scored')
+    predictor = predict.Predictor(args.workdir[0])
+    dataset = predict.load_data([predictor])
+    examples = getattr(dataset, split)
+    scored = Scored(
+        split, examples.images, examples.labels, predictor.probs(examples.images)
+    )
+    write = lambda: report.write(run, results, scored, dataset.train, predictor.params)
+  try:
+    print(write())
+  except (KeyError, TypeError) as error:
+    raise UserError(
+        f'results.json or metrics.jsonl is not as a run leaves it ({error!r}); bring'
+        ' back what was changed'
+    ) from None
 
 
 if __name__ == '__main__':

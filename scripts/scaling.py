@@ -14,7 +14,6 @@ machine: predicted from its own speed at matrix products and its own memory, and
 Left in --output: scaling.md and scaling.png.
 """
 
-import argparse
 import dataclasses
 import math
 import pathlib
@@ -24,6 +23,7 @@ import time
 
 from digitnet import cli
 from digitnet import environment
+from digitnet.errors import UserError
 
 _COUNTS = (1, 4, 8, 16, 32, 64, 128, 256)
 # Passes over all parameters: gradients are written and read, parameters and the two
@@ -269,9 +269,7 @@ def measure(network: Network) -> str:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   parser.add_argument('--efficiency', type=float, default=0.5, help='default: 0.5')
   parser.add_argument(
       '--batch_size', type=cli.positive, default=8192, help='the fixed one; default: 8192'
@@ -282,8 +280,6 @@ def main() -> None:
   parser.add_argument('--measure', action='store_true', help='check this machine')
   parser.add_argument('--output', help='folder of table and plot')
   args = parser.parse_args()
-  from digitnet.errors import UserError
-
   if not 0 < args.efficiency < 1:
     raise UserError(f'--efficiency={args.efficiency}: must be between 0 and 1')
   if args.measure:

@@ -14,7 +14,6 @@ must be gone within 30 s of that. The last line counts; the exit code is 1 unles
 round ended alike.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import os
@@ -27,6 +26,8 @@ import tempfile
 import time
 
 from digitnet import cli
+from digitnet.errors import TrainingFailed
+from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -132,9 +133,7 @@ class Soak:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = cli.parser(__doc__)
   parser.add_argument('--rounds', type=cli.positive, default=50)
   parser.add_argument(
       '--kills', type=cli.positive, default=2, help='in one round, at most; default: 2'
@@ -149,10 +148,6 @@ def main() -> None:
   parser.add_argument('--folder', help='for the runs; default: a new one')
   parser.add_argument('flags', nargs='*', metavar='FLAGS', help='of main.py')
   args = parser.parse_args()
-  # After the arguments: it imports JAX, which takes a second.
-  from digitnet.errors import TrainingFailed
-  from digitnet.errors import UserError
-
   folder = cli.folder(args.folder or tempfile.mkdtemp(prefix='digitnet-soak-'))
   if any(folder.iterdir()):
     raise UserError(f'--folder={folder}: must be empty')

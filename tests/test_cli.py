@@ -22,6 +22,8 @@ from digitnet import errors
          'digitnet: /x/metrics.jsonl: No space left on device\n'),
         (PermissionError(13, 'Permission denied', '/x/photo.png'), 2,
          'digitnet: /x/photo.png: Permission denied; name another\n'),
+        (OSError(36, 'File name too long', '/x/photo.png'), 2,
+         'digitnet: /x/photo.png: File name too long; name another\n'),
         (RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'), 2,
          'digitnet: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.);'
          ' take a smaller batch_size or eval_batch_size, or more accumulation\n'),

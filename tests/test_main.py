@@ -37,6 +37,8 @@ def _assert_one_line(process, *parts):
         (['--config', 'configs/quick.py', '--config.batch_size=0'], ['config.batch_size=0']),
         (['--config.model.conv_features=(32,64)'], ['config.model.conv_features']),
         (['--workdir=gs://bucket/run'], ['gs://bucket/run']),
+        (['--workdir='], ['--workdir=: name a local folder']),
+        (['--flagfile=/nowhere'], ['/nowhere']),
         (['--workdir=LICENSE/run'], ['LICENSE/run', 'cannot be written to']),
     ],
 )

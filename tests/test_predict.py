@@ -4,12 +4,14 @@ import csv
 import gzip
 import io
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
 from digitnet import corruptions
+from digitnet import digest
 from digitnet import predict
 from digitnet.data import bundled
 from digitnet.errors import UserError
@@ -217,6 +219,50 @@ def test_views_are_neither_noisy_nor_inverted(workdir, changed, digits):
       predict.Predictor(str(copy)).probs(images, 3),
       predict.Predictor(str(workdir)).probs(images, 3),
   )
+
+
+@pytest.mark.parametrize(
+    'group, values, says',
+    [
+        ('data', {'source': 'mnisu'}, "config.data.source='mnisu': must be one of"),
+        ('data', {'num_folds': 0}, 'config.data.num_folds=0'),
+        ('data', {'fold': 10}, 'config.data.fold=10: must be below'),
+        ('augment', {'rotation': 'x'}, "config.augment.rotation='x'"),
+        ('model', {'dtype': 'float16'}, "config.model.dtype='float16'"),
+    ],
+)
+def test_a_config_that_was_edited_is_checked(changed, group, values, says):
+  """A value that is none ends in a traceback, after the network was read."""
+  copy = changed(lambda config: config[group].update(values))
+  with pytest.raises(UserError, match=re.escape(says)):
+    predict.Predictor(str(copy))
+
+
+def test_a_checkpoint_that_training_replaces_meanwhile(workdir, changed, tmp_path, monkeypatch):
+  """Beside a run that trains on, its newest network is now and then called damaged."""
+  copy = changed(lambda config: None)
+  aside = tmp_path / 'aside'
+
+  class Replaced(predict.Checkpoints):
+
+    def __init__(self, folder, **options):
+      if aside.exists():
+        aside.rename(folder / '4')
+      super().__init__(folder, **options)
+
+    def restore_params(self, step, like):
+      if not was_restored:
+        was_restored.append(step)
+        (self.folder / '4').rename(aside)
+      return super().restore_params(step, like)
+
+  was_restored = []
+  monkeypatch.setattr(predict, 'Checkpoints', Replaced)
+  params = predict.Predictor(str(copy)).params
+  monkeypatch.undo()
+  assert was_restored == [4]
+  wanted = predict.Predictor(str(workdir)).params
+  assert digest.of_arrays(params) == digest.of_arrays(wanted)
 
 
 def test_a_knob_of_another_digitnet_is_named(changed, run_python):

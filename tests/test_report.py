@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import runpy
+import shutil
 import sys
 import types
 
@@ -13,13 +15,16 @@ import pytest
 
 from configs import default
 import digitnet
+from digitnet import environment
 from digitnet import pictures
 from digitnet import report
 from digitnet import train
 from digitnet.data import label_errors
 from digitnet.data.corpus import Split
+from digitnet.errors import UserError
 from digitnet.scored import Scored
 from digitnet.workdir import Workdir
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope='module')
@@ -144,7 +149,8 @@ def test_mistakes_are_sorted_and_known_label_errors_marked(tmp_path, monkeypatch
 
 
 def test_no_mistake_is_no_fault(tmp_path):
-  """A perfect network cannot be reported."""
+  """A perfect network cannot be reported, or has the mistakes of the one before it."""
+  (tmp_path / 'mistakes.png').write_text('of an earlier scoring')
   scored = _scored([1, 2], [1, 2], [0.9, 0.5])
   report.write_mistakes(scored, epath.Path(tmp_path))
   assert (tmp_path / 'mistakes.csv').read_text().count('\n') == 1
@@ -171,6 +177,26 @@ def test_names_are_not_taken_for_html(finished, tmp_path):
       [Workdir(str(odd)), Workdir(str(finished))], epath.Path(tmp_path / 'page')
   ).read_text()
   assert '<script>' not in page and '&lt;script&gt;' in page
+
+
+@pytest.mark.parametrize(
+    'name, old, new',
+    [
+        ('metrics.jsonl', '"epoch"', '"pass"'),
+        ('results.json', '"num_errors"', '"errors"'),
+    ],
+)
+def test_files_that_were_edited_are_told(finished, monkeypatch, tmp_path, name, old, new):
+  """A run whose files were edited ends in a traceback."""
+  copy = tmp_path / 'copy'
+  shutil.copytree(finished, copy)
+  (copy / name).write_text((copy / name).read_text().replace(old, new))
+  main = runpy.run_path(str(ROOT / 'scripts/report.py'))['main']
+  monkeypatch.setattr(environment, 'prepare', lambda: None)
+  for flags in ([], [f'--workdir={finished}', f'--output={tmp_path}/compared']):
+    monkeypatch.setattr(sys, 'argv', ['report.py', f'--workdir={copy}', *flags])
+    with pytest.raises(UserError, match='not as a run leaves it'):
+      main()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from digitnet import model
 from digitnet import results
 from digitnet.errors import UserError
 from digitnet.workdir import Workdir
@@ -51,7 +52,14 @@ def test_results_of_no_run_are_told_apart(tmp_path, text, says):
     results.of_finished(Workdir(str(tmp_path)))
 
 
-def test_what_readers_count_on_is_there(train_tiny):
-  """Every finished run is refused."""
-  run = Workdir(str(train_tiny('2 steps')))
+def test_what_readers_count_on_is_there(train_tiny, monkeypatch):
+  """Every finished run is refused, or names a commit that was made while it trained."""
+  commits = ['of the start']
+  monkeypatch.setattr(results, 'git_commit', lambda: commits[-1])
+  init = model.init_params
+  monkeypatch.setattr(
+      model, 'init_params', lambda *args: commits.append('later') or init(*args)
+  )
+  run = Workdir(str(train_tiny('4 steps')))
   assert results.of_finished(run) == run.load_results()
+  assert len(commits) > 1 and run.load_results()['git_commit'] == 'of the start'

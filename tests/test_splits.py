@@ -60,9 +60,9 @@ def test_splits_are_disjoint_and_complete(corpus, split, sizes):
 
 
 @pytest.mark.parametrize('split', ['card', 'standard'])
-@pytest.mark.parametrize('num_folds', [2, 9, 10, 11])
+@pytest.mark.parametrize('num_folds', [2, 9, 10, 11, 270])
 def test_folds_take_turns_at_validation(split, num_folds):
-  """Two folds share images, or the test images change with the fold."""
+  """Two folds share images, the last has many more, or the test images change with them."""
   cuts = [
       _cut(MNIST_LIKE, split, num_folds=num_folds, fold=fold)
       for fold in range(num_folds)
@@ -70,6 +70,8 @@ def test_folds_take_turns_at_validation(split, num_folds):
   labelled = set(_numbers(cuts[0].train)) | set(_numbers(cuts[0].validation))
   seen = np.concatenate([_numbers(one.validation) for one in cuts])
   assert len(seen) == len(labelled) and set(seen) == labelled
+  sizes = [len(one.validation) for one in cuts]
+  assert max(sizes) - min(sizes) <= 1
   for one in cuts:
     np.testing.assert_array_equal(_numbers(one.test), _numbers(cuts[0].test))
     assert set(_numbers(one.train)) == labelled - set(_numbers(one.validation))

@@ -14,10 +14,6 @@ from digitnet.data.corpus import Dataset
 from digitnet.errors import UserError
 
 
-def _tfds(data_dir, manual_dir):
-  return tfds_source.load(data_dir, manual_dir)
-
-
 def _kaggle(data_dir, manual_dir):
   del manual_dir
   return kaggle.load(_folder(data_dir, 'train.csv and test.csv'))
@@ -35,7 +31,7 @@ def _bundled(data_dir, manual_dir):
 
 # (data_dir, manual_dir) -> Corpus.
 SOURCES: dict[str, Callable[[str, str], Corpus]] = {
-    'tfds': _tfds,
+    'tfds': tfds_source.load,
     'kaggle': _kaggle,
     'idx': _idx,
     'bundled': _bundled,

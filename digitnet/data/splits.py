@@ -36,11 +36,9 @@ def _cut(pool: Split, sizes: tuple[int, ...], seed: int) -> list[Split]:
 
 def _hold_out(pool: Split, num_folds: int, fold: int) -> list[Split]:
   """Train and validation: part number `fold`, of `num_folds`, validates."""
-  size = round(len(pool) / num_folds)
-  # The last one has what is left, be it a few more or fewer.
-  stop = len(pool) if fold == num_folds - 1 else (fold + 1) * size
+  bounds = [round(i * len(pool) / num_folds) for i in (fold, fold + 1)]
   before, validation, after = (
-      pool.take(part) for part in np.split(np.arange(len(pool)), [fold * size, stop])
+      pool.take(part) for part in np.split(np.arange(len(pool)), bounds)
   )
   return [_concatenate(before, after), validation]
 

@@ -45,18 +45,14 @@ def load(data_dir: str, manual_dir: str) -> Corpus:
   base = epath.Path(data_dir or '~/tensorflow_datasets').expanduser()
   prepared = base / 'digitnet_mnist' / '1.0.0'
   copy = prepared / 'decoded.npz'
-  # First, since importing TFDS alone takes seconds.
-  corpus = cache.load(copy)
-  if corpus is not None:
-    return corpus
-  if manual_dir:
-    files = epath.Path(manual_dir).expanduser()
-    _check_manual_dir(files)
-  else:
-    files = base / 'downloads' / 'digitnet_mnist'
   fetches = not manual_dir and not (prepared / 'dataset_info.json').exists()
 
   def make():
+    if manual_dir:
+      files = epath.Path(manual_dir).expanduser()
+      _check_manual_dir(files)
+    else:
+      files = base / 'downloads' / 'digitnet_mnist'
     if fetches:
       _fetch(files)
     try:
@@ -71,6 +67,7 @@ def load(data_dir: str, manual_dir: str) -> Corpus:
       ) from None
 
   try:
+    # The copy first, since importing TFDS alone takes seconds.
     return cache.load_or_make(copy, make)
   except OSError as error:
     if error.errno == errno.ENOSPC:

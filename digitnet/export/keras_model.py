@@ -68,7 +68,7 @@ def read_network(path: pathlib.Path, like: Network) -> Network:
   """The parameters of a Keras model of the card.
 
   Args:
-    path: of a `.keras` file, or of `.weights.h5`.
+    path: of a `.keras` file, of `.weights.h5`, or of `.h5` with the architecture.
     like: the network that it should be; its parameters are not used.
 
   Raises:

@@ -132,3 +132,12 @@ def test_main_process_refuses_for_all(cluster, tmp_path):
   assert seconds < 40
   assert ended[0].returncode == 2 and 'cannot be written to' in ended[0].stderr
   assert ended[1].returncode
+
+
+def test_all_have_the_same_data(cluster, tmp_path):
+  """Row 15. A host whose `auto` found other files mixes their gradients in, unnoticed."""
+  other = "sys.argv.append('--config.data.split_seed=1')"
+  ended, _ = cluster(tmp_path, ('', other))
+  assert ended[1].returncode == 2, ended
+  assert 'process 1: its data are not those of process 0' in ended[1].stderr
+  assert ended[0].returncode and not steps_in(tmp_path)
