@@ -227,7 +227,9 @@ class LayerRow:
 
 def init_params(model: DigitNet, key: jax.Array) -> dict:
   """The initial parameters: a tree of layer name, then 'kernel' and 'bias'."""
-  return model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))['params']
+  # Within jit, and so without a forward pass, and kept by the compilation cache.
+  init = jax.jit(lambda key: model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))['params'])
+  return init(key)
 
 
 def for_inference(model: DigitNet) -> tuple[DigitNet, Callable]:

@@ -15,6 +15,7 @@ import pytest
 from digitnet import lock
 from digitnet.checkpoint import Checkpoints
 from digitnet.workdir import Workdir
+from tests.conftest import QUICKLY_COMPILED
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'scripts'))
@@ -82,7 +83,7 @@ def test_a_comparison_is_resumed_and_leaves_its_tables(tmp_path, run_python, tin
       'optim.b2=0.9 optim.b1=0.5',
       *(word for change in changes for word in ('--set', change)),
   ]
-  first = run_python(*command, check=True)
+  first = run_python(*command, check=True, env=QUICKLY_COMPILED)
   assert first.stderr.count('wrong') == 2
   results = sorted(tmp_path.glob('*/repeat_*/results.json'))
   assert len(results) == 2
@@ -92,7 +93,7 @@ def test_a_comparison_is_resumed_and_leaves_its_tables(tmp_path, run_python, tin
   for part in ('"b1": 0.5', '"b2": 0.9'):
     assert part in config
 
-  again = run_python(*command, check=True)
+  again = run_python(*command, check=True, env=QUICKLY_COMPILED)
   assert again.stdout == first.stdout
   assert {path: path.stat().st_mtime_ns for path in results} == before
   with (tmp_path / 'ablations.csv').open() as file:
@@ -114,7 +115,7 @@ def test_stopping_it_stops_its_runs_which_save(tmp_path, tiny_flags, signum):
       'baseline', *(word for change in changes for word in ('--set', change)),
   ]  # fmt: skip
   process = subprocess.Popen(
-      command, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+      command, cwd=ROOT, env={**os.environ, **QUICKLY_COMPILED, 'PYTHONPATH': str(ROOT)},
       stderr=subprocess.PIPE, text=True, start_new_session=True,
   )  # fmt: skip
   logs = [tmp_path / f'baseline/repeat_{repeat}.log' for repeat in (0, 1)]

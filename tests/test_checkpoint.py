@@ -14,6 +14,7 @@ from digitnet.errors import TrainingFailed
 from digitnet.metrics import Metrics
 from digitnet.progress import Progress
 from etils import epath
+from tests.conftest import random_params
 
 
 def _state(width=8, step=0, value=None, has_average=False):
@@ -23,7 +24,7 @@ def _state(width=8, step=0, value=None, has_average=False):
   )
   schedule = optim.make_schedule('constant', 0.1, 10, 0)
   state = steps.init_state(
-      model_lib.init_params(net, jax.random.key(1)),
+      random_params(net),
       optim.make_optimizer(schedule, 0.9, 0.999, 1e-8),
       has_average,
   )

@@ -13,6 +13,7 @@ from digitnet import cluster
 from digitnet.errors import TrainingFailed
 from digitnet.metrics_log import read_metrics
 from digitnet.workdir import Workdir
+from tests.conftest import QUICKLY_COMPILED
 from tests.conftest import ROOT
 
 _COUNT = """
@@ -106,7 +107,7 @@ def test_a_cloud_tpu_is_asked_for_its_hosts(monkeypatch):
 
 @pytest.fixture(scope='module')
 def one_process(train_tiny):
-  return train_tiny('30 steps', {'log_every': '1 steps'})
+  return train_tiny('20 steps', {'log_every': '1 steps'})
 
 
 @pytest.mark.parametrize('processes, devices', [(1, 4), (2, 2), (4, 1)])
@@ -114,11 +115,11 @@ def test_any_cluster_walks_one_curve(
     run_python, tiny_flags, one_process, tmp_path, processes, devices
 ):
   """The batch is cut otherwise, an example is counted twice, or a key is a device's."""
-  flags = tiny_flags({'duration': '30 steps', 'log_every': '1 steps'})
+  flags = tiny_flags({'log_every': '1 steps'})
   process = run_python(
       'scripts/launch_local.py', f'--processes={processes}',
       f'--devices_per_process={devices}', '--', f'--workdir={tmp_path}', *flags,
-      check=True,
+      check=True, env=QUICKLY_COMPILED,
   )  # fmt: skip
   assert f'{processes * devices} x cpu' in process.stdout
   ours, one = (read_metrics(Workdir(path).metrics) for path in (tmp_path, one_process))
@@ -137,7 +138,7 @@ def test_a_cluster_trains_in_bfloat16(run_python, tiny_flags, tmp_path):
   flags = tiny_flags({'duration': '4 steps', 'model.dtype': 'bfloat16'})
   run_python(
       'scripts/launch_local.py', '--processes=2', '--', f'--workdir={tmp_path}', *flags,
-      check=True,
+      check=True, env=QUICKLY_COMPILED,
   )  # fmt: skip
   assert Workdir(tmp_path).load_results()['test']['num_examples'] == 719
 

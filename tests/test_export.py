@@ -24,6 +24,7 @@ from digitnet.export import onnx_file
 from digitnet.export import safetensors_file
 from digitnet.export import stablehlo
 from digitnet.export.network import Network
+from tests.conftest import random_params
 from tests.conftest import ROOT
 
 keras = keras_model.keras  # As it was set up there.
@@ -50,12 +51,7 @@ _OTHERS = {
 
 def _network(**changes):
   config = {**_CARD, **changes}
-  params = model_lib.init_params(model_lib.DigitNet(**config), jax.random.key(0))
-  # Biases too: they begin as zeros, which may stand anywhere.
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  leaves = [x + 0.1 * jax.random.normal(key, x.shape, x.dtype) for x, key in zip(leaves, keys)]
-  return Network.of(config, jax.tree.unflatten(tree, leaves))
+  return Network.of(config, random_params(model_lib.DigitNet(**config)))
 
 
 @pytest.mark.parametrize('changes', _OTHERS.values(), ids=_OTHERS)
@@ -68,7 +64,7 @@ def test_a_file_computes_what_the_network_does(tmp_path, digits, module, name, c
   """A layer's order, padding or axes are another format's own."""
   network = _network(**changes)
   images, _ = digits(20)
-  wanted = np.asarray(network.probs(images))
+  wanted = np.asarray(jax.jit(network.probs)(images))
   assert np.ptp(wanted, axis=0).max() > 1e-3  # Or else nothing would be shown by it.
   module.write(network, tmp_path / name)
   probs = module.load(tmp_path / name)

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from digitnet.workdir import Workdir
+from tests.conftest import QUICKLY_COMPILED
 from tests.conftest import ROOT
 
 
@@ -24,7 +25,7 @@ def launch(tmp_path, tiny_flags):
             f'--workdir={tmp_path}', *tiny_flags({'duration': '100000 steps'}), *flags,
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env={**os.environ, **QUICKLY_COMPILED, 'PYTHONPATH': str(ROOT)},
     )  # fmt: skip
     started.append(process)
     return process

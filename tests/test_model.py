@@ -16,6 +16,7 @@ from configs import speedrun
 from configs import tpu
 from digitnet import model as model_lib
 from digitnet.model import DigitNet
+from tests.conftest import random_params
 
 CARD = [
     ('Conv 5x5, 32, same, relu', (28, 28, 32), 832),
@@ -100,13 +101,7 @@ def _forward_in_numpy(params, images):
 def test_logits_equal_a_float64_forward_pass(digits):
   """The layers compute something else than the card says."""
   net = _net(default.get_config())
-  params = model_lib.init_params(net, jax.random.key(3))
-  # Biases start at zero, where a forgotten one would not show.
-  keys = iter(jax.random.split(jax.random.key(4), 20))
-  params = jax.tree.map(
-      lambda p: 0.1 * jax.random.normal(next(keys), p.shape) if p.ndim == 1 else p,
-      params,
-  )
+  params = random_params(net)
   images, _ = digits(4)
   ours = net.apply({'params': params}, jnp.asarray(images, jnp.float32) / 255)
   exact = _forward_in_numpy(params, images)

@@ -20,6 +20,7 @@ from digitnet import optim
 from digitnet import parallel
 from digitnet import steps
 from digitnet.model import DigitNet
+from tests.conftest import random_params
 
 
 @pytest.mark.parametrize('num', [1, 2, 33])
@@ -225,7 +226,7 @@ def _training(net, **options):
   step = steps.make_train_step(
       net, optimizer, schedule, augment.Strengths(), 0, **options
   )
-  params = model_lib.init_params(net.clone(by_onednn=False), jax.random.key(0))
+  params = random_params(net.clone(by_onednn=False))
   return steps.init_state(params, optimizer), parallel.pmap(step)
 
 
@@ -305,10 +306,9 @@ def _jit(operand_dtype):
 
 
 def _got_and_want(config, images):
-  """The logits of a network whose biases are seen: by oneDNN, and in float64."""
+  """The logits of a network by oneDNN, and in float64."""
   net = DigitNet(**config.model)
-  params = model_lib.init_params(net, jax.random.key(1))
-  params = jax.tree.map(lambda x: x + 0.01 if x.ndim == 1 else x, params)
+  params = random_params(net)
   with jax.enable_x64(True):
     want = _in_float64(net, params, images)
   net = net.clone(by_onednn=True, transposed=True)

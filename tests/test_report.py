@@ -78,7 +78,7 @@ def test_a_run_ends_with_its_report(finished):
 def test_a_network_without_convolutions_has_a_report(train_tiny):
   """Of an ablation that takes all of them away only a warning is left."""
   none = {'model.conv_features': (), 'model.kernel_sizes': (), 'model.conv_dropout_rates': ()}
-  workdir = train_tiny('2 steps', {**none, 'write_report': True})
+  workdir = train_tiny('4 steps', {**none, 'write_report': True})
   page = (workdir / 'report/index.html').read_text()
   assert 'alt="confusion"' in page and 'alt="filters"' not in page
 
@@ -115,7 +115,7 @@ def test_a_failing_report_loses_no_result(
         find_spec=lambda name, *_: fail() if name == 'digitnet.report' else None
     )
     monkeypatch.setattr(sys, 'meta_path', [finder, *sys.meta_path])
-  config = tiny_config({'duration': '2 steps', 'write_report': True})
+  config = tiny_config({'duration': '4 steps', 'write_report': True})
   results = train.train_and_evaluate(config, str(tmp_path / 'run'))
   assert json.loads((tmp_path / 'run/results.json').read_text()) == results
   assert 'not written (no paper)' in capsys.readouterr().err
@@ -124,7 +124,7 @@ def test_a_failing_report_loses_no_result(
 def test_a_sealed_test_split_stays_out_of_the_report(tiny_config, tmp_path):
   """The pictures show what nobody was to look at yet."""
   config = tiny_config(
-      {'duration': '2 steps', 'write_report': True, 'score_test': False}
+      {'duration': '4 steps', 'write_report': True, 'score_test': False}
   )
   train.train_and_evaluate(config, str(tmp_path / 'run'))
   page = (tmp_path / 'run/report/index.html').read_text()
@@ -159,11 +159,11 @@ def test_no_mistake_is_no_fault(tmp_path):
 
 def test_runs_are_compared(finished, train_tiny, tmp_path):
   """Two runs of one name are mixed up, or a knob that differs is not shown."""
-  other = train_tiny('10 steps')
+  other = train_tiny('6 steps')
   runs = [Workdir(str(path)) for path in (finished, other)]
   page = report.write_comparison(runs, epath.Path(tmp_path)).read_text()
   table = page.split('Where their configs differ')[1]
-  assert 'duration' in table and '&quot;10 steps&quot;' in table
+  assert 'duration' in table and '&quot;6 steps&quot;' in table
   assert 'optim.b1' not in table
   names = [f'{path.parent.name}/{path.name}' for path in (finished, other)]
   assert all(page.count(name) >= 2 for name in names)
