@@ -1,7 +1,10 @@
 """What several test files share."""
 
+import logging
 import os
 import pathlib
+import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,6 +142,41 @@ def run_python():
     )
     if check:
       assert process.returncode == 0, process.stdout + process.stderr
+    return process
+
+  return run
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+  """Runs a script as `run_python` does, but within this process, which has JAX already.
+
+  That each starts by itself too is shown by the commands of the README.
+  """
+  from digitnet import cli
+  from digitnet import environment
+
+  def run(path, *args, check=False):
+    main = runpy.run_path(str(ROOT / path))['main']
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+      patch.chdir(ROOT)
+      patch.setattr(sys, 'argv', [path, *map(str, args)])
+      patch.setattr(environment, 'prepare', lambda: None)
+      patch.setattr(sys, 'unraisablehook', sys.unraisablehook)  # Put back at the end,
+      on_sigterm = signal.getsignal(signal.SIGTERM)  # as is what `cli.run` sets.
+      levels = {name: logging.getLogger(name).level for name in ('absl', 'asyncio')}
+      try:
+        code = cli.run(main)
+      except SystemExit as end:  # Of argparse.
+        code = end.code
+      finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+        for name, level in levels.items():
+          logging.getLogger(name).setLevel(level)
+    process = subprocess.CompletedProcess(args, code, *capsys.readouterr())
+    if check:
+      assert code == 0, process.stdout + process.stderr
     return process
 
   return run

@@ -182,8 +182,8 @@ def test_what_is_set_for_all_does_not_undo_a_variant():
         (['--first_repeat=-1'], '--first_repeat=-1'),
     ],
 )
-def test_mistakes_are_told(tmp_path, run_python, arguments, complaint):
+def test_mistakes_are_told(tmp_path, run_script, arguments, complaint):
   """A typo starts hours of training, or ends in a traceback."""
-  process = run_python('scripts/ablate.py', f'--output={tmp_path}', *arguments)
+  process = run_script('scripts/ablate.py', f'--output={tmp_path}', *arguments)
   assert process.returncode == 2, process.stderr
   assert complaint in process.stderr and 'Traceback' not in process.stderr

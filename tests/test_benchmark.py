@@ -78,17 +78,17 @@ def test_ratios_say_how_much_faster_the_first_is(benchmark):
   assert '| torch | 1000.0 ms (900.0-1100.0), 100/s, 2.00x |' in table
 
 
-def test_a_peer_that_is_not_there_is_named(run_python, tmp_path):
+def test_a_peer_that_is_not_there_is_named(run_script, tmp_path):
   """A missing framework ends in a traceback of its worker's."""
   script = tmp_path / 'python'
   script.write_text('#!/bin/sh\necho No module named torch >&2; exit 1\n')
   script.chmod(0o755)
-  process = run_python(
+  process = run_script(
       'scripts/benchmark.py', '--peers', 'torch', '--python', f'torch={script}'
   )
   assert process.returncode == 2
   assert process.stderr.count('\n') == 1 and 'No module named torch' in process.stderr
-  process = run_python('scripts/benchmark.py', '--peers', 'theano')
+  process = run_script('scripts/benchmark.py', '--peers', 'theano')
   assert process.returncode == 2 and 'theano: no such peer' in process.stderr
-  process = run_python('scripts/benchmark.py', '--measures', 'epoch')
+  process = run_script('scripts/benchmark.py', '--measures', 'epoch')
   assert process.returncode == 2 and '--data=FOLDER' in process.stderr

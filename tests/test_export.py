@@ -191,7 +191,9 @@ def workdir(train_tiny):
 _EXACT = {'model.stablehlo', 'model.safetensors', 'model.onnx', 'model.keras'}
 
 
-def test_export_writes_every_exact_format_and_a_card(run_python, workdir, tmp_path):
+def test_export_writes_every_exact_format_and_a_card(
+    run_python, run_script, workdir, tmp_path
+):
   """A format has never been written by the program itself."""
   out = tmp_path / 'exported'
   # With 8 bits a network of a few parameters may lose too much: see below.
@@ -218,7 +220,7 @@ def test_export_writes_every_exact_format_and_a_card(run_python, workdir, tmp_pa
       'write_report': False, 'optim.warmup': '1 steps',
   }.items()] + [f'--workdir={tmp_path / "run"}']  # fmt: skip
   run_python('scripts/import_keras.py', out / 'model.keras', *flags, check=True)
-  process = run_python(
+  process = run_script(
       'scripts/evaluate.py', f'--workdir={tmp_path / "run"}', '--split=test', check=True
   )
   scores = json.loads(process.stdout)
@@ -262,11 +264,11 @@ def test_what_is_of_no_export_is_not_lost(monkeypatch, workdir, tmp_path, name):
   assert {path.name for path in tmp_path.iterdir()} == {'README.md', 'model.safetensors'}
 
 
-def test_a_run_with_bfloat16_products_is_exported(run_python, train_tiny, tmp_path):
+def test_a_run_with_bfloat16_products_is_exported(run_script, train_tiny, tmp_path):
   """Files in float32 are compared with rounded products, and none is good."""
   workdir = train_tiny('40 steps', {'model.matmul_dtype': 'bfloat16'})
   out = tmp_path / 'out'
-  run_python(
+  run_script(
       'scripts/export.py', f'--workdir={workdir}', f'--output={out}', 'safetensors',
       check=True,
   )  # fmt: skip
@@ -308,10 +310,10 @@ def test_eight_bits_are_kept_where_they_lose_little(
     ({'output': 'LICENSE/folder'}, 'no folder can be made'),
     ({'output': '/proc/self'}, 'cannot be written to'),
 ])  # fmt: skip
-def test_mistakes_are_told(run_python, workdir, tmp_path, flags, reason):
+def test_mistakes_are_told(run_script, workdir, tmp_path, flags, reason):
   """A typo ends in a traceback."""
   flags = {'workdir': workdir, 'output': tmp_path / 'out', 'formats': 'stablehlo', **flags}
-  process = run_python(
+  process = run_script(
       'scripts/export.py', f'--workdir={flags["workdir"]}', f'--output={flags["output"]}',
       flags['formats'],
   )

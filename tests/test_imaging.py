@@ -197,9 +197,9 @@ def folder(digit, tmp_path):
   return tmp_path
 
 
-def test_a_bad_picture_leaves_the_others_answered(workdir, folder, run_python):
+def test_a_bad_picture_leaves_the_others_answered(workdir, folder, run_script):
   """One bad file of a thousand costs all answers, or goes unnoticed."""
-  process = run_python(
+  process = run_script(
       'scripts/predict.py', f'--workdir={workdir}', '--format=csv', folder
   )
   assert process.returncode == 2
@@ -210,11 +210,11 @@ def test_a_bad_picture_leaves_the_others_answered(workdir, folder, run_python):
   assert 'Traceback' not in process.stderr
 
 
-def test_all_formats_tell_the_same(workdir, folder, run_python, tmp_path):
+def test_all_formats_tell_the_same(workdir, folder, run_script, tmp_path):
   """The table rounds to another digit, or JSON is none."""
   command = ('scripts/predict.py', f'--workdir={workdir}', folder / 'a.png')
   outs = {
-      form: run_python(*command, f'--format={form}', check=True).stdout
+      form: run_script(*command, f'--format={form}', check=True).stdout
       for form in ('table', 'csv', 'json')
   }
   answer = json.loads(outs['json'])
@@ -252,11 +252,11 @@ def test_standard_input_is_read_and_what_was_seen_is_kept(workdir, folder):
         (['{folder}/a.png', '--seen={folder}/m.jpg'], 'no folder can be made there'),
     ],
 )
-def test_mistakes_are_told(workdir, folder, run_python, arguments, says):
+def test_mistakes_are_told(workdir, folder, run_script, arguments, says):
   """A typo ends in a traceback, or in half an answer."""
   (folder / 'empty').mkdir()
   (folder / 'photo.HEIC').write_bytes(b'\0\0\0\x18ftypheic')
-  process = run_python(
+  process = run_script(
       'scripts/predict.py', f'--workdir={workdir}',
       *(argument.format(folder=folder) for argument in arguments),
   )  # fmt: skip
@@ -264,16 +264,16 @@ def test_mistakes_are_told(workdir, folder, run_python, arguments, says):
   assert says in process.stderr and 'Traceback' not in process.stderr
 
 
-def test_all_styles_are_scored(workdir, run_python, tmp_path):
+def test_all_styles_are_scored(workdir, run_script, tmp_path):
   """A style is left out, or a test split that is too small ends in a traceback."""
   command = ('scripts/benchmark_pictures.py', f'--workdir={workdir}')
-  process = run_python(*command, '--each=2', f'--output={tmp_path}', check=True)
+  process = run_script(*command, '--each=2', f'--output={tmp_path}', check=True)
   for style in benchmark_pictures.STYLES:
     assert f'| {style} |' in process.stdout
   assert '| 40 |' in process.stdout
   assert (tmp_path / 'pictures.md').read_text() == process.stdout
   assert (tmp_path / 'pictures.png').exists()
-  process = run_python(*command, '--each=100')
+  process = run_script(*command, '--each=100')
   assert process.returncode == 2 and 'there are 719' in process.stderr
 
 

@@ -83,9 +83,9 @@ def test_probs_of_any_number_of_images(workdir, digits):
   np.testing.assert_allclose(predictor.probs(images[140:]), probs[140:], atol=1e-5)
 
 
-def test_submission_has_kaggles_two_columns(workdir, other, files, run_python):
+def test_submission_has_kaggles_two_columns(workdir, other, files, run_script):
   """Kaggle refuses the file, or it is of one member alone."""
-  process = run_python(
+  process = run_script(
       'scripts/predict.py', f'--workdir={workdir}', f'--workdir={other}', '--views=2',
       '--submission', files / 'without.csv', check=True,
   )
@@ -97,9 +97,9 @@ def test_submission_has_kaggles_two_columns(workdir, other, files, run_python):
   assert rows[1:] == [f'{number},{label}' for number, label in enumerate(labels, 1)]
 
 
-def test_evaluate_scores_damaged_images(workdir, files, run_python):
+def test_evaluate_scores_damaged_images(workdir, files, run_script):
   """A corruption is left out, or scored against other labels."""
-  process = run_python(
+  process = run_script(
       'scripts/evaluate.py', f'--workdir={workdir}', '--corruptions',
       files / 'images.gz', files / 'labels', check=True,
   )
@@ -110,18 +110,18 @@ def test_evaluate_scores_damaged_images(workdir, files, run_python):
   assert len({one['loss'] for one in scores}) == len(scores) - 1
 
 
-def test_evaluate_takes_a_split_or_files(workdir, files, run_python):
+def test_evaluate_takes_a_split_or_files(workdir, files, run_script):
   """The files are scored in silence where the test split was asked for."""
-  process = run_python(
+  process = run_script(
       'scripts/evaluate.py', f'--workdir={workdir}', '--split=test', files / 'with.csv'
   )
   assert process.returncode == 2 and not process.stdout
   assert 'give it or FILES, not both' in process.stderr
 
 
-def test_evaluate_lists_the_mistakes(workdir, files, run_python, tmp_path):
+def test_evaluate_lists_the_mistakes(workdir, files, run_script, tmp_path):
   """The list has another number of mistakes than the score, or right answers."""
-  process = run_python(
+  process = run_script(
       'scripts/evaluate.py', f'--workdir={workdir}', f'--mistakes={tmp_path / "out"}',
       files / 'images.gz', files / 'labels', check=True,
   )
@@ -132,10 +132,10 @@ def test_evaluate_lists_the_mistakes(workdir, files, run_python, tmp_path):
   assert (tmp_path / 'out/mistakes.png').exists()
 
 
-def test_predict_prints_the_same_for_every_format(workdir, files, run_python):
+def test_predict_prints_the_same_for_every_format(workdir, files, run_script):
   """Two formats of the same images are read as different digits."""
   outs = [
-      run_python('scripts/predict.py', f'--workdir={workdir}', files / name, check=True).stdout
+      run_script('scripts/predict.py', f'--workdir={workdir}', files / name, check=True).stdout
       for name in ('images.gz', 'without.csv')
   ]
   assert outs[0] == outs[1]
@@ -147,11 +147,11 @@ def test_predict_prints_the_same_for_every_format(workdir, files, run_python):
     assert int(row['Label']) == int(np.argmax(probs))
 
 
-def test_evaluate_scores_files_and_splits(workdir, files, run_python):
+def test_evaluate_scores_files_and_splits(workdir, files, run_script):
   """The score is not the one that the run reported."""
   results = json.loads((workdir / 'results.json').read_text())
   for split in ('validation', 'test'):
-    process = run_python(
+    process = run_script(
         'scripts/evaluate.py', f'--workdir={workdir}', f'--split={split}', check=True
     )
     score = json.loads(process.stdout)
@@ -162,7 +162,7 @@ def test_evaluate_scores_files_and_splits(workdir, files, run_python):
     assert score == pytest.approx(results[split], rel=1e-5)
   scores = [
       json.loads(
-          run_python('scripts/evaluate.py', f'--workdir={workdir}', *paths, check=True).stdout
+          run_script('scripts/evaluate.py', f'--workdir={workdir}', *paths, check=True).stdout
       )
       for paths in ([files / 'images.gz', files / 'labels'], [files / 'with.csv'])
   ]
@@ -187,10 +187,10 @@ def changed(workdir, tmp_path):
   return build
 
 
-def test_other_data_are_not_scored_as_the_runs_own(changed, run_python):
+def test_other_data_are_not_scored_as_the_runs_own(changed, run_script):
   """The network is found, MNIST with it, and a run on stand-ins is scored there."""
   copy = changed(lambda config: config['data'].update(split_seed=1))
-  process = run_python('scripts/evaluate.py', f'--workdir={copy}')
+  process = run_script('scripts/evaluate.py', f'--workdir={copy}')
   assert process.returncode == 2
   assert 'was trained on' in process.stderr
 
@@ -265,10 +265,10 @@ def test_a_checkpoint_that_training_replaces_meanwhile(workdir, changed, tmp_pat
   assert digest.of_arrays(params) == digest.of_arrays(wanted)
 
 
-def test_a_knob_of_another_digitnet_is_named(changed, run_python):
+def test_a_knob_of_another_digitnet_is_named(changed, run_script):
   """A run of another version ends in a traceback, or is used as what it is not."""
   copy = changed(lambda config: config['augment'].update(unchanged=0.3))
-  process = run_python('scripts/evaluate.py', f'--workdir={copy}')
+  process = run_script('scripts/evaluate.py', f'--workdir={copy}')
   assert process.returncode == 2, process.stderr
   assert 'config.augment.unchanged: this digitnet has no such knob' in process.stderr
 
@@ -305,10 +305,10 @@ def test_a_finished_run_is_used_as_it_was_scored(train_tiny, digits):
         ('evaluate', ['--split=all'], 'invalid choice'),
     ],
 )
-def test_mistakes_end_with_two(workdir, files, run_python, script, args, message):
+def test_mistakes_end_with_two(workdir, files, run_script, script, args, message):
   """A traceback for a mistyped file."""
   args = [arg.format(files=files) for arg in args]
-  process = run_python(f'scripts/{script}.py', f'--workdir={workdir}', *args)
+  process = run_script(f'scripts/{script}.py', f'--workdir={workdir}', *args)
   assert process.returncode == 2, process.stderr
   assert message in process.stderr.splitlines()[-1]
   assert 'Traceback' not in process.stderr

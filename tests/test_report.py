@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import runpy
 import shutil
 import sys
 import types
@@ -15,16 +14,13 @@ import pytest
 
 from configs import default
 import digitnet
-from digitnet import environment
 from digitnet import pictures
 from digitnet import report
 from digitnet import train
 from digitnet.data import label_errors
 from digitnet.data.corpus import Split
-from digitnet.errors import UserError
 from digitnet.scored import Scored
 from digitnet.workdir import Workdir
-from tests.conftest import ROOT
 
 
 @pytest.fixture(scope='module')
@@ -83,14 +79,14 @@ def test_a_network_without_convolutions_has_a_report(train_tiny):
   assert 'alt="confusion"' in page and 'alt="filters"' not in page
 
 
-def test_the_script_makes_the_same_page_again(finished, run_python):
+def test_the_script_makes_the_same_page_again(finished, run_script):
   """The script reports of another network, or of other data."""
   page = finished / 'report/index.html'
   before = re.sub(r'base64,[^"]*', '', page.read_text())
   page.unlink()
-  run_python('scripts/report.py', f'--workdir={finished}', check=True)
+  run_script('scripts/report.py', f'--workdir={finished}', check=True)
   assert re.sub(r'base64,[^"]*', '', page.read_text()) == before
-  run_python(
+  run_script(
       'scripts/report.py', f'--workdir={finished}', '--split=validation', check=True
   )
   assert 'validation split' in page.read_text()
@@ -186,17 +182,14 @@ def test_names_are_not_taken_for_html(finished, tmp_path):
         ('results.json', '"num_errors"', '"errors"'),
     ],
 )
-def test_files_that_were_edited_are_told(finished, monkeypatch, tmp_path, name, old, new):
+def test_files_that_were_edited_are_told(finished, run_script, tmp_path, name, old, new):
   """A run whose files were edited ends in a traceback."""
   copy = tmp_path / 'copy'
   shutil.copytree(finished, copy)
   (copy / name).write_text((copy / name).read_text().replace(old, new))
-  main = runpy.run_path(str(ROOT / 'scripts/report.py'))['main']
-  monkeypatch.setattr(environment, 'prepare', lambda: None)
   for flags in ([], [f'--workdir={finished}', f'--output={tmp_path}/compared']):
-    monkeypatch.setattr(sys, 'argv', ['report.py', f'--workdir={copy}', *flags])
-    with pytest.raises(UserError, match='not as a run leaves it'):
-      main()
+    process = run_script('scripts/report.py', f'--workdir={copy}', *flags)
+    assert process.returncode == 2 and 'not as a run leaves it' in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -206,11 +199,11 @@ def test_files_that_were_edited_are_told(finished, monkeypatch, tmp_path, name, 
         (['--output=x'], '--output is for several'),
     ],
 )
-def test_mistakes_of_the_user_are_told(finished, run_python, flags, complaint):
+def test_mistakes_of_the_user_are_told(finished, run_script, flags, complaint):
   """A typo ends in a traceback."""
   if not flags[0].startswith('--workdir'):
     flags = [f'--workdir={finished}', *flags]
-  process = run_python('scripts/report.py', *flags)
+  process = run_script('scripts/report.py', *flags)
   assert process.returncode == 2
   assert complaint in process.stderr and 'Traceback' not in process.stderr
 

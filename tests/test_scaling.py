@@ -47,13 +47,13 @@ def test_the_best_batch_is_the_smallest(num_chips):
       assert (parts[0] >= 0.5 * sum(parts)) == reached
 
 
-def test_the_script_prints_and_leaves_its_tables(run_python, tmp_path):
+def test_the_script_prints_and_leaves_its_tables(run_script, tmp_path):
   """A kind of chip is missing, or the file differs from what was printed."""
-  process = run_python(
+  process = run_script(
       'scripts/scaling.py', '--all_reduce_dtype=bfloat16', f'--output={tmp_path}',
       check=True,
   )
   assert (tmp_path / 'scaling.md').read_text() == process.stdout
   assert all(process.stdout.count(f'| {name} |') == 2 for name in scaling.CHIPS)
   assert (tmp_path / 'scaling.png').exists()
-  assert run_python('scripts/scaling.py', '--efficiency=1.5').returncode == 2
+  assert run_script('scripts/scaling.py', '--efficiency=1.5').returncode == 2
