@@ -32,6 +32,14 @@ QUICKLY_COMPILED = {
     'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 }
 
+# Files that take from two minutes down to half a one.
+_LONGEST = (
+    'test_readme', 'faults/test_second_start', 'faults/test_kills', 'faults/test_cluster',
+    'test_export', 'test_browser', 'test_train', 'test_cluster', 'test_devices',
+    'test_ablate', 'test_onednn', 'test_steps', 'test_benchmark', 'faults/test_full_disk',
+    'faults/test_fuzz', 'test_report', 'test_predict', 'test_imaging',
+)  # fmt: skip
+
 # A network and a run small enough for a second: tests change what they test.
 TINY = {
     'data.source': 'bundled',
@@ -47,6 +55,12 @@ TINY = {
     'optim.warmup': '5 steps',
     'write_report': False,
 }
+
+
+def pytest_collection_modifyitems(items):
+  """Hands out the longest files first, so that no worker is left alone with one."""
+  place = {f'tests/{name}.py': i for i, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: place.get(item.nodeid.partition('::')[0], len(place)))
 
 
 def random_params(net, seed=0):

@@ -12,7 +12,7 @@ from digitnet.workdir import Workdir
 
 @pytest.fixture(scope='module')
 def finished(train_tiny):
-  return train_tiny('2 steps')
+  return train_tiny('4 steps')
 
 
 def _edit_json(path, *names, value):

@@ -30,28 +30,29 @@ def test_same_arrays_in_the_same_order_as_the_files(prepared, mnist_dir):
   assert corpus.name == files.name == 'mnist'
 
 
-def test_needs_no_tensorflow(prepared, run_python):
-  """TensorFlow, 600 MB, creeps in."""
-  del prepared
-  code = (
-      'import sys; import digitnet.data.tfds_mnist, digitnet.train;'
-      " print('tensorflow' in sys.modules)"
-  )
-  assert run_python('-c', code, check=True).stdout.strip() == 'False'
-
-
-def test_second_start_reads_the_copy_without_tfds(prepared, run_python):
-  """Every start takes as long as the first, or asks for the files again."""
-  folder, first = prepared
+@pytest.fixture(scope='module')
+def second_start(prepared, run_python):
+  """What a process prints that loads the prepared data, then imports all the rest."""
+  folder, _ = prepared
   code = (
       'import sys; from digitnet.data import sources;'
       f"d = sources.load(print, source='tfds', dir={str(folder)!r}, manual_dir='',"
       " split='card', split_seed=0);"
-      "print('tensorflow_datasets' in sys.modules, d.fingerprint)"
+      "print('with TFDS:', 'tensorflow_datasets' in sys.modules, d.fingerprint);"
+      'import digitnet.data.tfds_mnist, digitnet.train;'
+      " print('with TensorFlow:', 'tensorflow' in sys.modules)"
   )
-  out = run_python('-c', code, check=True).stdout
-  assert 'False mnist, 37800/4200/28000' in out
-  del first
+  return run_python('-c', code, check=True).stdout
+
+
+def test_needs_no_tensorflow(second_start):
+  """TensorFlow, 600 MB, creeps in."""
+  assert second_start.splitlines()[-1] == 'with TensorFlow: False'
+
+
+def test_second_start_reads_the_copy_without_tfds(second_start):
+  """Every start takes as long as the first, or asks for the files again."""
+  assert 'with TFDS: False mnist, 37800/4200/28000' in second_start
 
 
 def test_without_the_copy_the_records_are_read(prepared):

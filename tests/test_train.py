@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from digitnet import model as model_lib
 from digitnet import onednn
 from digitnet import optim
 from digitnet import predict
@@ -20,7 +21,6 @@ from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 from digitnet.metrics import Metrics
 from digitnet.metrics_log import read_metrics
-from digitnet.model import DigitNet
 from digitnet.plan import Plan
 from digitnet.workdir import Workdir
 
@@ -198,37 +198,18 @@ def run_and_kill(tiny_flags):
   return run
 
 
-# Saves every 7 steps, 16 to a pass: both saves and kills fall in mid-epoch, and
-# between two training lines.
-_UNEVEN = {'duration': '40 steps', 'checkpoint_every': '7 steps', 'eval_every': '16 steps'}
-
-
-@pytest.fixture(scope='module')
-def unbroken(tmp_path_factory):
-  from tests.conftest import TINY
-  from configs import default
-
-  @functools.cache
-  def run(name, value):
-    config = default.get_config()
-    config.update_from_flattened_dict({**TINY, **_UNEVEN, name: value})
-    workdir = tmp_path_factory.mktemp('unbroken') / 'run'
-    train.train_and_evaluate(config, str(workdir))
-    return workdir
-
-  return run
-
-
 # In float32, and by every signal: tests/faults/test_kills.py.
-@pytest.mark.parametrize(
-    'name, value', [('model.dtype', 'bfloat16'), ('optim.average_decay', 0.9)]
-)
 def test_broken_run_ends_as_the_unbroken_one(
-    unbroken, run_and_kill, run_python, tiny_flags, tmp_path, name, value
+    train_tiny, run_and_kill, run_python, tiny_flags, tmp_path
 ):
   """A resumed run replays a step, restarts its keys or its average, or loses a line."""
-  whole = unbroken(name, value)
-  overrides = {**_UNEVEN, name: value}
+  # Saves every 7 steps, 16 to a pass: both saves and kills fall in mid-epoch, and
+  # between two training lines.
+  overrides = {
+      'duration': '40 steps', 'checkpoint_every': '7 steps', 'eval_every': '16 steps',
+      'model.dtype': 'bfloat16', 'optim.average_decay': 0.9,
+  }  # fmt: skip
+  whole = train_tiny('40 steps', overrides)
   workdir = tmp_path / 'run'
   process = run_and_kill(workdir, overrides, 25)
   assert process.returncode == -9, process.stdout + process.stderr
@@ -258,9 +239,9 @@ def test_broken_run_ends_as_the_unbroken_one(
     assert ours[field] == theirs[field], field
 
 
-def test_the_average_is_what_is_validated_and_used(unbroken):
+def test_the_average_is_what_is_validated_and_used(train_tiny):
   """The parameters are validated where their average is kept; or none is kept."""
-  workdir = unbroken('optim.average_decay', 0.9)
+  workdir = train_tiny('20 steps', {'optim.average_decay': 0.9})
   predictor = predict.Predictor(str(workdir))
   split = predict.load_data([predictor]).validation
   score = Metrics.of_probs(predictor.probs(split.images), split.labels).summary()
@@ -294,7 +275,7 @@ def test_every_knob_of_the_step_reaches_it(tiny_config, monkeypatch):
   })  # fmt: skip
   plan = Plan.make(config, 970)
   schedule, optimizer = train._make_optimizer(config.optim, config.batch_size, plan)
-  train._make_train_step(config, plan, DigitNet(**config.model), optimizer, schedule)
+  train._make_train_step(config, plan, model_lib.DigitNet(**config.model), optimizer, schedule)
   wanted = dict(
       name='cosine', learning_rate=0.02, total_steps=20, warmup_steps=5, b1=0.8, b2=0.7,
       eps=1e-3, weight_decay=0.15, seed=3, clip_norm=2.0, label_smoothing=0.1,
@@ -414,7 +395,7 @@ def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tm
 
   def run():
     try:
-      train.train_and_evaluate(tiny_config({'duration': '2 steps'}), str(tmp_path))
+      train.train_and_evaluate(tiny_config({'duration': '4 steps'}), str(tmp_path))
     except BaseException as error:  # pylint: disable=broad-except
       errors.append(error)
 
@@ -427,20 +408,24 @@ def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tm
 @pytest.mark.parametrize(
     'overrides, says',
     [
-        ({}, ''),
-        ({'optim.warmup': '2 steps'}, 'rises to the end of this run (2 steps)'),
+        ({'duration': '6 steps'}, ''),
+        ({'duration': '5 steps'}, 'rises to the end of this run (5 steps)'),
         ({'model.dtype': 'bfloat16'}, "slower than 'float32' here"),
     ],
 )
-def test_what_is_hardly_meant_is_warned_of(
-    overrides, says, tiny_config, tmp_path, monkeypatch, capsys
-):
+def test_what_is_hardly_meant_is_warned_of(overrides, says, tiny_config, monkeypatch, capsys):
   """A run is wasted on a learning rate that never falls, or on emulated arithmetic."""
   monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
   monkeypatch.setattr(onednn, 'is_available', lambda operand_dtype: False)
-  config = tiny_config(
-      {'duration': '2 steps', 'optim.warmup': '1 steps', **overrides}
-  )
-  train.train_and_evaluate(config, str(tmp_path / 'run'))
+  config = tiny_config(overrides)
+  model = model_lib.for_training(model_lib.DigitNet(**config.model))
+  train._warn_of_waste(config, Plan.make(config, 970), model)
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == bool(says) and all(says in line for line in lines), lines
+
+
+def test_a_run_warns_as_it_begins(tiny_config, tmp_path, capsys):
+  """What is hardly meant is known, and never said."""
+  train.train_and_evaluate(tiny_config({'duration': '4 steps'}), str(tmp_path))
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'rises to the end of this run (4 steps)' in line
