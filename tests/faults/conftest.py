@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,17 @@ from tests.conftest import TINY
 
 # Saves every 7 steps, 16 to a pass: faults fall in mid-epoch, between two training
 # lines, and between a save and an evaluation.
-RUN = {**TINY, 'duration': '40 steps', 'checkpoint_every': '7 steps', 'eval_every': '16 steps'}
+RUN = {
+    **TINY,
+    'duration': '40 steps',
+    'checkpoint_every': '7 steps',
+    'eval_every': '16 steps',
+    # One block and one narrow layer: every start traces them anew.
+    'model.conv_features': ((4,),),
+    'model.kernel_sizes': (5,),
+    'model.conv_dropout_rates': (0.25,),
+    'model.dense_features': (8,),
+}
 
 # What a test breaks, it breaks by a few lines that run before `main`.
 _PROGRAM = """
@@ -111,6 +122,30 @@ def assert_ends_as_unbroken(runs, unbroken):
     return process
 
   return check
+
+
+@pytest.fixture(scope='session')
+def _broken_off(tmp_path_factory) -> pathlib.Path:
+  """A run killed after the checkpoints of steps 16 (the best) and 21."""
+  workdir = tmp_path_factory.mktemp('broken') / 'run'
+  fault = """
+from digitnet import metrics_log
+def strike(line):
+  if line['step'] == 25:
+    wait_for_saves(16, 21)
+    send('SIGKILL')
+before(metrics_log, '_encode', strike)
+"""
+  assert Runs().start(workdir, fault).returncode == -9
+  assert steps_in(workdir) == [16, 21]
+  return workdir
+
+
+@pytest.fixture
+def broken_off(_broken_off, tmp_path) -> pathlib.Path:
+  """A copy of that run for a test to damage or go on with."""
+  shutil.copytree(_broken_off, tmp_path / 'run')
+  return tmp_path / 'run'
 
 
 def steps_in(workdir) -> list[int]:

@@ -8,6 +8,7 @@ import pytest
 
 from digitnet.metrics_log import read_metrics
 from digitnet.workdir import Workdir
+from tests.conftest import QUICKLY_COMPILED
 from tests.faults.conftest import steps_in
 
 _AT_STEP_25 = """
@@ -34,7 +35,8 @@ def cluster(runs):
             f'--process_id={number}', *flags,
         ], env={
             'JAX_PLATFORMS': 'cpu',
-            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+            'XLA_FLAGS': f'{QUICKLY_COMPILED["XLA_FLAGS"]}'
+                         f' --xla_force_host_platform_device_count={devices}',
         })
         for number, fault in enumerate(faults)
         if start is None or number in start

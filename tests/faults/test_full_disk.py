@@ -1,12 +1,11 @@
 """Row 5: a real file system of a few megabytes, filled to the last byte."""
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
-
-import pytest
 
 from digitnet import compare
 from digitnet.workdir import Workdir
@@ -17,7 +16,8 @@ from tests.conftest import ROOT
 _FILL = """
 import errno
 def fill():
-  with open(pathlib.Path(sys.argv[1].partition('=')[2]).parent / 'filler', 'wb', buffering=0) as file:
+  path = pathlib.Path(sys.argv[1].partition('=')[2]).parent / 'filler'
+  with open(path, 'wb', buffering=0) as file:
     for size in (1 << 16, 1):
       try:
         while True:
@@ -26,7 +26,18 @@ def fill():
         assert error.errno == errno.ENOSPC
 """
 
+# In the order of a run: the lines that fill the disk there, what is said, and the newest
+# step that stays.
 _PLACES = {
+    # The first, which needs a new page: later ones fit into one.
+    'metrics line': (
+        """
+from digitnet import metrics_log
+before(metrics_log, '_encode', lambda line: line['step'] == 5 and fill())
+""",
+        r'step 5: .*metrics.jsonl cannot be written',
+        0,
+    ),
     'before a save': (
         """
 from digitnet.checkpoint import Checkpoints
@@ -43,15 +54,6 @@ before(ocp.CheckpointManager, 'save', lambda self, step, args: step == 21 and fi
 """,
         r'step 21: .*checkpoints/21 could not be saved',
         16,
-    ),
-    # The first, which needs a new page: later ones fit into one.
-    'metrics line': (
-        """
-from digitnet import metrics_log
-before(metrics_log, '_encode', lambda line: line['step'] == 5 and fill())
-""",
-        r'step 5: .*metrics.jsonl cannot be written',
-        0,
     ),
     'predictions.csv': (
         """
@@ -71,53 +73,54 @@ before(Workdir, 'write_results', lambda *_: fill())
     ),
 }
 
-# Runs in the namespace: a start on a disk that fills up, the disk emptied, and a
-# second start; what both left and said is brought out.
+# Runs in the namespace: starts on a disk that fills up and is emptied after each, and a
+# last one without a fault; what they left and said is brought out.
 _SCENE = """
 import json, pathlib, shutil, subprocess, sys
 sys.path.insert(0, {root!r})
 from tests.faults.conftest import Runs, steps_in
-disk, out, fault = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+disk, out, faults = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
 subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', disk], check=True)
 said = []
-process = Runs().start(disk / 'run', fault)
-said.append([process.returncode, process.stderr, steps_in(disk / 'run'),
-             sorted(p.name for p in (disk / 'run').rglob('*tmp*'))])
-(disk / 'filler').unlink()
-process = Runs().start(disk / 'run')
-said.append([process.returncode, process.stderr, process.stdout])
+for fault in json.loads(faults) + ['']:
+  process = Runs().start(disk / 'run', fault)
+  said.append([process.returncode, process.stderr, process.stdout, steps_in(disk / 'run'),
+               sorted(p.name for p in (disk / 'run').rglob('*tmp*'))])
+  (disk / 'filler').unlink(missing_ok=True)
 shutil.copytree(disk / 'run', out / 'run')
 (out / 'said.json').write_text(json.dumps(said))
 """
 
 
-@pytest.mark.parametrize('place', _PLACES)
-def test_full_disk(unbroken, tmp_path, place):
+def test_full_disk(unbroken, tmp_path):
   """Row 5. A save that fails is believed, or takes the checkpoint before with it."""
-  fault, message, step = _PLACES[place]
   (tmp_path / 'disk').mkdir()
   (tmp_path / 'out').mkdir()
+  faults = [_FILL + fault for fault, _, _ in _PLACES.values()]
   scene = [
       'unshare', '--mount', '--map-root-user', sys.executable, '-c',
       _SCENE.format(root=str(ROOT)), tmp_path / 'disk', tmp_path / 'out',
-      _FILL + fault,
+      json.dumps(faults),
   ]
   process = subprocess.run(
       scene, capture_output=True, text=True, timeout=300, cwd=ROOT,
       env={**os.environ, 'PYTHONPATH': str(ROOT)},
   )
   assert process.returncode == 0, process.stderr
-  (code, err, kept, unfinished), (code_again, err_again, out_again) = json.loads(
-      (tmp_path / 'out/said.json').read_text()
-  )
-  assert code == 1, err
-  lines = [text for text in err.splitlines() if 'TensorBoard' not in text]
-  assert len(lines) == 1 or 'midst' in place, err
-  assert re.search(message, lines[-1]), err
-  assert re.search('No space left|RESOURCE_EXHAUSTED|are free', lines[-1]), err
-  # The good one before is there, and nothing else holds the disk.
-  assert (kept[-1] if kept else 0) == step and not unfinished
+  said = json.loads((tmp_path / 'out/said.json').read_text())
+  for (place, (_, message, step)), (left, again) in zip(
+      _PLACES.items(), itertools.pairwise(said), strict=True
+  ):
+    code, err, _, kept, unfinished = left
+    assert code == 1, (place, err)
+    lines = [text for text in err.splitlines() if 'TensorBoard' not in text]
+    assert len(lines) == 1 or 'midst' in place, (place, err)
+    assert re.search(message, lines[-1]), (place, err)
+    assert re.search('No space left|RESOURCE_EXHAUSTED|are free', lines[-1]), (place, err)
+    # The good one before is there, and nothing else holds the disk.
+    assert (kept[-1] if kept else 0) == step and not unfinished, place
+    assert not step or f'resuming after step {step}' in again[2], place
 
-  assert code_again == 0, err_again
-  assert not step or f'resuming after step {step}' in out_again
+  code, err, *_ = said[-1]
+  assert code == 0, err
   assert not compare.differences(Workdir(unbroken), Workdir(tmp_path / 'out/run'))

@@ -123,7 +123,9 @@ def test_gzip(tmp_path_factory, content):
 
 
 @fuzz
-@given(content=st.one_of(bytes_like(_IMAGES), bytes_like(_CSV), bytes_like(gzip.compress(_IMAGES, mtime=0))))
+@given(content=st.one_of(
+    bytes_like(_IMAGES), bytes_like(_CSV), bytes_like(gzip.compress(_IMAGES, mtime=0))
+))
 def test_files_to_predict(tmp_path_factory, content):
   """scripts/predict.py ends in a traceback."""
   path = tmp_path_factory.getbasetemp() / 'fuzz.any'
@@ -232,9 +234,14 @@ def test_decoded_copy(tmp_path_factory, digits, data):
     np.testing.assert_array_equal(ours.labels, theirs.labels)
 
 
+@pytest.fixture(scope='module')
+def a_state(unbroken):
+  return like(unbroken)
+
+
 @settings(fuzz, max_examples=100)
 @given(data=st.data())
-def test_checkpoint_files(tmp_path_factory, unbroken, data, capsys):
+def test_checkpoint_files(tmp_path_factory, unbroken, a_state, data, capsys):
   """A damaged checkpoint hangs or ends the process, or is restored."""
   copy = tmp_path_factory.getbasetemp() / 'fuzz-checkpoint'
   shutil.rmtree(copy, ignore_errors=True)
@@ -248,7 +255,7 @@ def test_checkpoint_files(tmp_path_factory, unbroken, data, capsys):
   wanted = json.loads((unbroken / 'results.json').read_text())['digests']
   try:
     with Checkpoints(epath.Path(copy / 'checkpoints')) as checkpoints:
-      state, progress = checkpoints.restore_newest(like(unbroken))
+      state, progress = checkpoints.restore_newest(a_state)
   except (TrainingFailed, UserError):
     return
   finally:
