@@ -26,21 +26,19 @@ def reliability(
   )
 
 
-def expected_calibration_error(
-    probs: np.ndarray, labels: np.ndarray, num_bins: int = 15
-) -> float:
+def expected_calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
   """The gap between confidence and accuracy, averaged over images.
 
   Each bin of `reliability` weighs as many images as it has (Guo et al., 2017,
   arXiv:1706.04599, equation 3).
 
   Args:
-    probs, labels, num_bins: see `reliability`.
+    probs, labels: see `reliability`.
 
   Returns:
     In [0, 1]; 0 is perfectly calibrated.
   """
-  count, num_right, confidence = reliability(probs, labels, num_bins)
+  count, num_right, confidence = reliability(probs, labels)
   return float(np.abs(num_right - confidence).sum() / count.sum())
 
 

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from digitnet import digest
 from digitnet.console import warn
+from digitnet.errors import brief
 from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 from digitnet.progress import Progress
@@ -380,7 +381,7 @@ class Checkpoints:
       self._failed = True
       raise TrainingFailed(
           f'step {step}: {self.folder / str(step)} could not be saved'
-          f' ({_brief(error)}); make room, and the same command goes on from the'
+          f' ({brief(error)}); make room, and the same command goes on from the'
           ' checkpoint before it'
       ) from None
 
@@ -419,13 +420,7 @@ def _reading(name):
   except Damaged:
     raise
   except Exception as error:  # pylint: disable=broad-except
-    raise Damaged(f'{name}: {_brief(error)}') from None
-
-
-def _brief(error):
-  """The first line of a message that may have many, without its tail."""
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0] if len(lines[0]) <= 160 else lines[0][:160] + '...'
+    raise Damaged(f'{name}: {brief(error)}') from None
 
 
 def _check_fits(name, saved, like):

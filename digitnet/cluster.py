@@ -20,6 +20,7 @@ import numpy as np
 
 from digitnet import cli
 from digitnet import console
+from digitnet.errors import brief
 from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 
@@ -91,7 +92,7 @@ def start(
     )
   # A port that is taken, or variables of a launcher that JAX cannot make sense of.
   except (RuntimeError, ValueError, LookupError) as error:
-    raise TrainingFailed(f'{me} cannot join {where} ({_first_line(error)})') from None
+    raise TrainingFailed(f'{me} cannot join {where} ({brief(error)})') from None
   finally:
     patience.cancel()
   # JAX' own end waits for the others for minutes.
@@ -207,9 +208,5 @@ def together():
       raise
     raise TrainingFailed(
         f'process {jax.process_index()}: another process of the {count()} has ended,'
-        f' and said why; start all again to resume ({_first_line(error)})'
+        f' and said why; start all again to resume ({brief(error)})'
     ) from None
-
-
-def _first_line(error):
-  return str(error).strip().splitlines()[0][:160]

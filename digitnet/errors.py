@@ -16,6 +16,12 @@ class ExportFailed(Exception):
   """An exported file is not what it should be: one line, exit code 1."""
 
 
+def brief(error: Exception) -> str:
+  """The first line of a message that may have many, without its tail."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0] if len(lines[0]) <= 160 else lines[0][:160] + '...'
+
+
 class Stopped(BaseException):
   """A signal asked to stop; what was trained since the last save has been saved.
 

@@ -112,9 +112,12 @@ def _client(port, drawings):
   seconds = []
   for drawing in drawings:
     start = time.perf_counter()
-    connection.request('POST', '/read', drawing)
-    response = connection.getresponse()
-    response.read()
+    try:
+      connection.request('POST', '/read', drawing)
+      response = connection.getresponse()
+      response.read()
+    except (OSError, http.client.HTTPException) as error:
+      raise UserError(f'the page does not answer any more ({error!r})') from None
     seconds.append(time.perf_counter() - start)
     if response.status != 200:
       raise UserError(

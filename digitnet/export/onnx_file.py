@@ -15,6 +15,7 @@ from onnx import numpy_helper
 import onnxruntime
 from onnxruntime import quantization
 
+from digitnet import products
 from digitnet.export.network import Network
 from digitnet.model import IMAGE_SHAPE
 from digitnet.model import NUM_CLASSES
@@ -32,7 +33,7 @@ def write(network: Network, path: pathlib.Path) -> None:
   value = graph.add('Transpose', value, perm=(0, 3, 1, 2))
   side = IMAGE_SHAPE[0]
   for names, size in zip(network.conv_names, network.config['kernel_sizes']):
-    before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
+    before, after = products.padding(size)
     for name in names:
       kernel, bias = graph.layer(name, lambda kernel: kernel.transpose(3, 2, 0, 1))
       value = graph.add(
