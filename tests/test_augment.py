@@ -108,6 +108,8 @@ def test_elastic_bends_smoothly_by_pixels():
   across = np.abs(np.diff(moves, axis=-1))
   assert 0.02 < across.mean() and across.max() < 2.0
   assert float(jnp.abs(moves[:, :, 0, 0] - moves[:, :, -1, -1]).mean()) > 1
+  # Rows do not move as columns do.
+  assert abs(np.corrcoef(moves[:, :, 0, 0].T)[0, 1]) < 0.5
 
 
 def test_thickness_goes_both_ways(digits):
@@ -239,3 +241,34 @@ def test_mixup_follows_beta_and_its_scale():
   draws = np.random.default_rng(0).beta(0.1, 0.1, 100_000)
   assert draw(0.25).mean() == pytest.approx(np.minimum(draws, 1 - draws).mean(), abs=0.01)
   assert not draw(0.0).any()
+
+
+def test_each_change_is_drawn_apart():
+  """Both axes are zoomed alike, or what is turned is always sheared and moved as well."""
+  amounts = []
+  for name, axes in (
+      ('rotation', [1]), ('shear', [1]), ('zoom', [0, 1]), ('translation', [0, 1])
+  ):
+    strengths = augment.Strengths(**{name: 0.1})
+    places = jax.vmap(
+        lambda key, strengths=strengths: augment._affine_places((28, 28), key, strengths, 1.0)
+    )(_keys(200))
+    amounts.extend(np.asarray(places[:, axis, 0, 0]) for axis in axes)
+  assert np.abs(np.corrcoef(amounts) - np.eye(6)).max() < 0.3
+
+
+def test_inversion_comes_last():
+  """A hole in white paper is black."""
+  images, holes = jnp.full((400, 28, 28, 1), 0.7), augment.Strengths(cutout=6)
+  before = augment.augment(images, _keys(400), holes)
+  inverting = dataclasses.replace(holes, inverted_share=0.25)
+  out = augment.augment(images, _keys(400), inverting)
+  is_inverted = np.isclose(out, 1 - before, atol=1e-6).all(axis=(1, 2, 3))
+  assert is_inverted.mean() == pytest.approx(0.25, abs=0.06)
+
+
+def test_background_comes_in_from_beyond_the_border():
+  """Ink at the border is smeared over the place that it leaves."""
+  strengths = augment.Strengths(translation=6)
+  out = augment.augment(jnp.ones((8, 28, 28, 1)), _keys(8), strengths)
+  assert (out.min(axis=(1, 2, 3)) == 0).all()

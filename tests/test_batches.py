@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from digitnet.data import batches
+from digitnet.data import splits
 
 
 @pytest.mark.parametrize('size, batch_size', [(10, 4), (12, 4), (3, 8), (1, 1)])
@@ -53,3 +54,9 @@ def test_num_images_counts_what_was_seen(step):
   """The bar and the pace count padding."""
   counted = sum(batches.train_batch(s, 10, 4, 0)[1].sum() for s in range(step))
   assert batches.num_images(step, 10, 4) == counted
+
+
+def test_the_first_pass_is_not_in_the_order_of_the_split():
+  """Images are seen in the very order that decided which are trained on."""
+  first, _ = batches.train_batch(0, 100, 100, 0)
+  assert first.tolist() != splits.permutation(100, 0).tolist()

@@ -43,3 +43,9 @@ def test_selective_accuracy_leaves_out_the_least_sure():
   assert calibration.selective_accuracy(probs, labels, 1.0) == pytest.approx(0.98)
   assert calibration.selective_accuracy(probs, labels) == pytest.approx(98 / 99)
   assert calibration.selective_accuracy(probs[:1], labels[:1]) == 0
+
+
+def test_bins_are_of_equal_width():
+  """The first and the last bin are half as wide as the others."""
+  count, _, _ = calibration.reliability(np.array([[0.7, 0.3]]), np.array([0]), 4)
+  assert count.tolist() == [0, 0, 1, 0]

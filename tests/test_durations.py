@@ -12,6 +12,7 @@ from digitnet.errors import UserError
         ('8 epochs', 800),
         ('1 epoch', 100),
         ('0.5 epochs', 50),
+        ('0.999 epochs', 100),  # to the nearest
         ('0.001 epochs', 1),  # never none at all
         ('7 steps', 7),
         ('1 step', 1),

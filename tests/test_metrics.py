@@ -67,3 +67,11 @@ def test_nothing_counted_is_no_accuracy():
   """An empty split scores 0 or 100 %."""
   with pytest.raises(ValueError, match='no example'):
     Metrics().summary()
+
+
+def test_probabilities_are_counted_as_logits_are():
+  """True and predicted digits are swapped, or one probability of 0 makes all infinite."""
+  probs = np.eye(10, dtype=np.float32)[[3, 7]]
+  metrics = Metrics.of_probs(probs, np.array([5, 7]))
+  assert metrics.confusion[5, 3] == metrics.confusion[7, 7] == 1
+  assert metrics.loss == pytest.approx(-np.log(np.finfo(np.float32).tiny))

@@ -33,3 +33,8 @@ def test_more_steps_than_can_be_counted_are_refused(field, value):
   config[field] = value
   with pytest.raises(UserError, match='more than 2,147,483,647 are not counted'):
     Plan.make(config, 37_800)
+
+
+def test_a_part_of_an_epoch_is_told():
+  """Every line of the log is of a whole epoch, and the curves have steps."""
+  assert Plan.make(quick.get_config(), 970).epoch(36) == 36 / 48

@@ -181,7 +181,8 @@ def test_label_smoothing_is_minimized_and_not_reported(net, digits):
 def test_mixup_mixes_labels_as_it_mixes_images(net, digits, smoothing):
   """The label is that of one image alone, of a third one, or mixed the other way."""
   images, labels = digits(8)
-  strengths = augment.Strengths(mixup=1.0)
+  # Mixed first, and then moved together.
+  strengths = augment.Strengths(mixup=1.0, translation=2)
   state, step = _start(net(), strengths=strengths, label_smoothing=smoothing)
   after, report = _run(step, state, images, labels, range(8), [True] * 8)
   keys = rng.example_keys(0, 'augment', jnp.int32(0), jnp.arange(8))
@@ -191,7 +192,8 @@ def test_mixup_mixes_labels_as_it_mixes_images(net, digits, smoothing):
 
   @jax.jit
   def loss(params, targets):
-    logits = net().apply({'params': params}, mixed / 255)
+    moved = augment.augment(mixed / 255, keys, strengths)
+    logits = net().apply({'params': params}, moved)
     return optax.softmax_cross_entropy(logits, targets).mean()
 
   one_hot = np.eye(10)[labels]
@@ -305,3 +307,33 @@ def test_nothing_large_is_copied_on_one_device(digits):
   copies = re.findall(r'= f32\[(?:1,)?1568,256\]\S* copy\(', main)
   reduced = re.findall(r'f32\[1568,256\].*all-reduce\(', main)
   assert not copies and not reduced
+
+
+def test_strengths_fade_in_the_step(net, digits):
+  """The knob is read and checked, and images are changed all the same."""
+  images, labels = digits(8)
+  fade = lambda step: jnp.where(step < 1, 0.0, 1.0)
+  state, fading = _start(net(), strengths=MIXING_CHANGE, strength_scale=fade)
+  _, plain = _start(net())
+  for done in (0, 1):
+    at = state.replace(step=jnp.int32(done))
+    faded, unchanged = (
+        float(_run(step, at, images, labels, range(8), [True] * 8)[1].metrics.loss)
+        for step in (fading, plain)
+    )
+    assert (faded == pytest.approx(unchanged, rel=1e-5)) == (done == 0)
+
+
+def test_each_purpose_has_its_own_keys(net, digits, monkeypatch):
+  """What is dropped hangs on how the image was turned."""
+  streams, draw = [], rng.example_keys
+
+  def note(seed, stream, *rest):
+    streams.append(stream)
+    return draw(seed, stream, *rest)
+
+  monkeypatch.setattr(rng, 'example_keys', note)
+  state, _ = _start(net(0.5))
+  step = parallel.pmap(steps.make_train_step(net(0.5), OPTIMIZER, SCHEDULE, CHANGE, 0))
+  _run(step, state, *digits(8), range(8), [True] * 8)
+  assert set(streams) == {'dropout', 'augment'}

@@ -88,8 +88,8 @@ def test_a_run_leaves_its_files(finished):
 
 
 def test_metrics_lines(finished):
-  """The last step is not logged, or the figures are of other examples."""
-  _, workdir, results = finished
+  """The last step is not logged, or the figures are of other examples or another step."""
+  config, workdir, results = finished
   lines = read_metrics(Workdir(workdir).metrics)
   by_split = {
       split: [x for x in lines if x['split'] == split]
@@ -99,6 +99,11 @@ def test_metrics_lines(finished):
   assert [x['step'] for x in by_split['validation']] == [10, 20]
   # 16 steps are one pass over 970 images: 15 full batches and one of ten.
   assert [x['num_examples'] for x in by_split['train']] == [320, 320, 320, 266]
+  plan = Plan.make(config, 970)
+  schedule, _ = train._make_optimizer(config.optim, config.batch_size, plan)
+  assert [x['learning_rate'] for x in by_split['train']] == pytest.approx(
+      [float(schedule(x['step'] - 1)) for x in by_split['train']]
+  )
   best = min(by_split['validation'], key=lambda x: (x['num_errors'], x['loss']))
   assert results['best_step'] == best['step']
   assert results['validation']['loss'] == best['loss']
@@ -429,3 +434,18 @@ def test_a_run_warns_as_it_begins(tiny_config, tmp_path, capsys):
   train.train_and_evaluate(tiny_config({'duration': '4 steps'}), str(tmp_path))
   (line,) = capsys.readouterr().err.splitlines()
   assert 'rises to the end of this run (4 steps)' in line
+
+
+def test_the_seed_reaches_parameters_and_order(tiny_config, tmp_path, monkeypatch):
+  """Every seed begins with the same network, or sees the images in the same order."""
+  seeds = []
+
+  def note(function, *args, **kwargs):
+    seeds.append(inspect.signature(function).bind(*args, **kwargs).arguments['seed'])
+    return function(*args, **kwargs)
+
+  for module, name in ((train.start, 'fresh_or_resumed'), (train.batches, 'train_batch')):
+    monkeypatch.setattr(module, name, functools.partial(note, getattr(module, name)))
+  config = tiny_config({'seed': 3, 'duration': '4 steps'})
+  train.train_and_evaluate(config, str(tmp_path))
+  assert seeds == [3] * 5

@@ -1,0 +1,14 @@
+"""What the loop knows besides the arrays, over several starts."""
+
+import time
+
+import pytest
+
+from digitnet.progress import Progress
+
+
+def test_time_of_earlier_starts_counts():
+  """A run resumed at its end says that it took a minute."""
+  progress = Progress('data', started=time.perf_counter() - 100)
+  again = Progress.from_json(progress.to_json())
+  assert again.wall_seconds == pytest.approx(100, abs=5)
