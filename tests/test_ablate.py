@@ -187,3 +187,17 @@ def test_mistakes_are_told(tmp_path, run_script, arguments, complaint):
   process = run_script('scripts/ablate.py', f'--output={tmp_path}', *arguments)
   assert process.returncode == 2, process.stderr
   assert complaint in process.stderr and 'Traceback' not in process.stderr
+
+
+def test_spread_and_test_score_are_what_they_are_called():
+  """The spread is that of all there are, or the test column is validation's."""
+  test = lambda num_errors: {'num_errors': num_errors, 'num_examples': 200}
+  (row,) = ablate.summarize({'baseline': [_run(10, test(1)), _run(14, test(3))]})
+  assert row['std'] == pytest.approx(0.4 / 2**0.5)
+  assert row['test_error'] == pytest.approx(1.0)
+
+
+def test_folds_take_turns_in_the_number_that_was_set():
+  """Halves are validated in tenths' order."""
+  args = argparse.Namespace(set=['data.num_folds=5'], score_test=False)
+  assert '--config.data.fold=3' in ablate._config_flags('plain', 8, args)

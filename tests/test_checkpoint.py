@@ -1,5 +1,7 @@
 """Saved is what is restored; the newest and the best stay."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,3 +168,16 @@ def test_saving_a_step_twice_is_loud(open_folder):
   checkpoints.wait()
   with pytest.raises(TrainingFailed, match='step 1: .*has this step'):
     checkpoints.save(_state(step=1, value=2.0).replace(step=jnp.int32(1)), _progress())
+
+
+def test_a_best_that_is_lost_is_best_no_more(tmp_path):
+  """The run goes on, and ends unable to read its own network."""
+  folder = epath.Path(tmp_path) / 'c'
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    for step, errors in ((1, [(1, 3)]), (2, [(1, 3), (2, 9)])):
+      checkpoints.save(_state(step=step), _progress(*errors))
+      checkpoints.wait()
+  shutil.rmtree(folder / '1/params')
+  with checkpoint.Checkpoints(folder) as again:
+    _, progress = again.restore_newest(jax.eval_shape(_state))
+  assert progress.best_step == 2

@@ -94,3 +94,10 @@ sys.exit(cli.run(main))
   process = run_python('-c', code)
   assert (process.returncode, process.stdout) == (143, 'dropped\n')
   assert process.stderr == 'digitnet: terminated\n'
+
+
+@pytest.mark.parametrize('text', ['0', '-1'])
+def test_numbers_start_at_one(text):
+  """No view at all is averaged to NaN."""
+  with pytest.raises(ValueError):
+    cli.positive(text)

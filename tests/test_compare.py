@@ -65,3 +65,13 @@ def test_runs_that_left_the_test_split_sealed_are_compared(finished, tmp_path):
   assert compare.differences(Workdir(first), Workdir(second)) == ['predictions.csv']
   (second / 'predictions.csv').unlink()
   assert not compare.differences(Workdir(first), Workdir(second))
+
+
+def test_what_only_one_run_has_is_a_difference(finished, tmp_path):
+  """A knob that came later is not seen from the older run."""
+  other = tmp_path / 'run'
+  shutil.copytree(finished, other)
+  path = other / 'config.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'more': 1}))
+  for pair in ((finished, other), (other, finished)):
+    assert len(compare.differences(*map(Workdir, pair))) == 1

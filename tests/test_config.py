@@ -233,3 +233,16 @@ def test_a_run_of_before_a_knob_goes_on():
   assert not config_lib.differences(old, config_lib.flatten(new))
   new.accumulation = 2
   assert list(config_lib.differences(old, config_lib.flatten(new))) == ['accumulation']
+
+
+def test_what_a_state_is_made_of_cannot_change():
+  """--allow_changes lets through what no saved state can take."""
+  assert config_lib.FIXED >= {
+      'model.kernel_sizes', 'model.conv_features', 'model.dense_features',
+      'optim.average_decay', 'data.fold',
+  }  # fmt: skip
+
+
+def test_a_sealed_test_split_can_be_opened_later():
+  """The flag does not matter to a finished run, which stays without a score."""
+  assert config_lib.differences({'score_test': False}, {'score_test': True})

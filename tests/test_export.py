@@ -24,6 +24,7 @@ from digitnet.export import onnx_file
 from digitnet.export import safetensors_file
 from digitnet.export import stablehlo
 from digitnet.export.network import Network
+from digitnet.scored import Scored
 from tests.conftest import random_params
 from tests.conftest import ROOT
 
@@ -319,3 +320,20 @@ def test_mistakes_are_told(run_script, workdir, tmp_path, flags, reason):
   )
   assert process.returncode == 2 and reason in process.stderr, process.stderr
   assert len([x for x in process.stderr.splitlines() if not x.startswith('data:')]) == 1
+
+
+def test_the_card_has_each_score_in_its_row():
+  """Validation's stands under test, or the other way."""
+
+  def summary(num_errors):
+    accuracy = 1 - num_errors / 100
+    return {'loss': 0.1, 'accuracy': accuracy, 'num_errors': num_errors, 'num_examples': 100}
+
+  results = {
+      'num_params': 7, 'dataset': 'd', 'split_sizes': {}, 'validation': summary(3),
+      'test': summary(8), 'steps': 9, 'seed': 0, 'best_step': 5, 'git_commit': None,
+      'versions': {'jax': '1'},
+  }  # fmt: skip
+  scored = Scored('test', np.zeros((1, 28, 28, 1)), np.array([1]), np.eye(10)[[1]])
+  text = card.write(results, scored, 1, {})
+  assert '| validation | 97.00% right' in text and '| test | 92.00% right' in text

@@ -1,6 +1,7 @@
 """IDX files: read right, and each kind of damage named."""
 
 import gzip
+import shutil
 
 from etils import epath
 import numpy as np
@@ -120,3 +121,12 @@ def test_files_may_move(folder, tmp_path):
   for path in list(folder.glob('*ubyte*')):
     shutil.copy(path, tmp_path / 'moved')
   assert idx.load(epath.Path(tmp_path / 'moved')).name == idx.load(folder).name
+
+
+def test_other_test_files_are_not_mnist(mnist_dir, tmp_path):
+  """Results on other labels pass for MNIST's."""
+  for path in mnist_dir.glob('*.gz'):
+    shutil.copy(path, tmp_path / path.name)
+  labels = gzip.compress(_encode(np.zeros(10_000)))
+  (tmp_path / 't10k-labels-idx1-ubyte.gz').write_bytes(labels)
+  assert idx.load(epath.Path(tmp_path)).name != 'mnist'

@@ -8,11 +8,13 @@ import sys
 
 import numpy as np
 from PIL import Image
+from PIL import ImageDraw
 import pytest
 
 from digitnet import imaging
 from digitnet.data import bundled
 from digitnet.errors import UserError
+from digitnet.predict import Predictor
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'scripts'))
@@ -285,3 +287,47 @@ def test_no_file_starts_a_program(digit):
   with pytest.raises(UserError, match='not a picture'):
     imaging.open_picture(content.getvalue(), 'drawing.eps')
   assert imaging.is_picture('a.JPG') and not imaging.is_picture('a.eps')
+
+
+def test_the_mass_lies_in_the_middle():
+  """The box does, which MNIST's makers did not centre by."""
+  ink = np.zeros((40, 40), np.float32)
+  ink[5:35, 20:24] = 1
+  ink[31:35, 5:24] = 1
+  seen = imaging.to_mnist(ink)[..., 0].astype(float)
+  centre = (np.mgrid[:28, :28] * seen).sum((1, 2)) / seen.sum()
+  assert np.abs(centre - 13.5).max() <= 0.6
+
+
+def test_a_speck_is_no_ink():
+  """A crumb on the paper makes the digit small."""
+  grey = np.ones((120, 120), np.float32)
+  grey[20:100, 55:65] = 0
+  grey[5:7, 5:7] = 0
+  ink = imaging.find_ink(grey)
+  assert ink[60, 60] == 1 and not ink[:12, :12].any()
+
+
+def test_a_thin_line_is_made_as_thick_as_mnists():
+  """A digit by a sharp pen fades away as it shrinks."""
+  ink = np.zeros((220, 220), np.float32)
+  ink[10:210, 109:111] = 1
+  assert 2 <= (imaging.to_mnist(ink)[14, :, 0] > 127).sum() <= 4
+
+
+def test_pictures_are_split_and_seen_in_views(workdir, run_script, tmp_path):
+  """A flag is read and forgotten."""
+  page = Image.new('L', (170, 112), 255)
+  for x in (40, 130):
+    ImageDraw.Draw(page).line((x, 20, x, 90), 0, 9)
+  page.save(tmp_path / 'row.png')
+  process = run_script(
+      'scripts/predict.py', f'--workdir={workdir}', '--split', '--views=3',
+      '--format=json', tmp_path / 'row.png', check=True,
+  )  # fmt: skip
+  answers = [json.loads(line) for line in process.stdout.splitlines()]
+  assert [answer['place'] for answer in answers] == [1, 2]
+  images = np.stack(imaging.read_picture((tmp_path / 'row.png').read_bytes(), 'row', True))
+  probs = Predictor(str(workdir)).probs(images, 3)
+  for answer, row in zip(answers, probs):
+    assert answer['probs'][0] == pytest.approx(row.max(), abs=1e-5)

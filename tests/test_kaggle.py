@@ -135,3 +135,20 @@ def test_exchanged_or_missing_files_are_named(folder):
   (folder / 'test.csv').unlink()
   with pytest.raises(UserError, match='no test.csv'):
     kaggle.load(folder)
+
+
+def test_a_new_test_file_is_read(folder, digits):
+  """The copy of the old one answers, and its digits are submitted."""
+  kaggle.load(folder)
+  images = digits(4, seed=9)[0]
+  write_csv(folder / 'test.csv', images)
+  np.testing.assert_array_equal(kaggle.load(folder).test.images, images)
+
+
+def test_a_label_below_zero_is_refused(folder, digits):
+  """It passes for an image without a label."""
+  images, labels = digits(6)
+  labels[1] = -1
+  write_csv(folder / 'train.csv', images, labels)
+  with pytest.raises(UserError, match=r"row 3, column 1 \(label\): '-1'"):
+    kaggle.load(folder)

@@ -55,3 +55,27 @@ def test_file_system_without_locks(tmp_path, monkeypatch, capsys):
   with lock.hold(epath.Path(tmp_path / 'lock')):
     pass
   assert 'no lock (Operation not supported)' in capsys.readouterr().err
+
+
+def test_the_file_is_removed_while_it_is_held(tmp_path, monkeypatch):
+  """What is removed is the file of the next holder."""
+  path, unlink, removed = epath.Path(tmp_path / 'lock'), os.unlink, []
+
+  def note(name):
+    with pytest.raises(UserError):
+      lock._open_locked(path)
+    removed.append(name)
+    unlink(name)
+
+  with lock.hold(path):
+    monkeypatch.setattr(lock.os, 'unlink', note)
+  assert removed
+
+
+def test_a_lock_that_was_taken_over_names_its_new_holder(tmp_path):
+  """The refusal names the dead one, or nobody."""
+  path = epath.Path(tmp_path / 'lock')
+  path.write_text('{"host": "gone", "pid": 1}')
+  with lock.hold(path):
+    with pytest.raises(UserError, match=f'in use by process {os.getpid()} on'):
+      lock._open_locked(path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import types
 
@@ -95,3 +96,12 @@ def test_lines_are_on_the_disk_before_a_checkpoint_counts_on_them(paths, monkeyp
     monkeypatch.setattr(os, 'fsync', lambda number: calls.append('lines'))
     train.save(checkpoints, state, Progress('data'), log)
     assert calls == ['wait', 'lines', 'save']
+
+
+def test_curves_that_are_gone_are_made_again(paths):
+  """They begin where somebody removed them."""
+  with MetricsLog(*paths, step=0) as log:
+    log.write(_line(1))
+    shutil.rmtree(paths[1])
+    log.write(_line(2))
+  assert [step for path in paths[1].iterdir() for step, *_ in events_in(path)] == [1, 2]

@@ -15,6 +15,7 @@ from digitnet import digest
 from digitnet import predict
 from digitnet.data import bundled
 from digitnet.errors import UserError
+from digitnet import progress
 from tests.test_idx import _encode
 from tests.test_kaggle import write_csv
 
@@ -354,3 +355,54 @@ def test_saliency_is_what_a_small_change_does_to_the_odds(workdir):
     gained = np.diff([np.log(p[row, best] / (1 - p[row, best])) for p in (before, after)])
     predicted = np.sum(np.abs(found[row]) / np.maximum(images[row, ..., 0], 1))
     np.testing.assert_allclose(gained, predicted, rtol=0.35)  # relu and max-pool have kinks
+
+
+def test_views_are_averaged_as_probabilities(workdir, digits):
+  """Of logits, or of logarithms, the mean is another."""
+  images, _ = digits(9)
+  predictor = predict.Predictor(str(workdir))
+  first, second = (predictor._probs_of_view(images, view) for view in (0, 1))
+  np.testing.assert_allclose(predictor.probs(images, 2), (first + second) / 2, rtol=1e-5)
+
+
+def test_an_unfinished_run_answers_by_its_best(changed, monkeypatch):
+  """Its newest network does."""
+  copy = changed(lambda config: None)
+  (copy / 'results.json').unlink()
+  asked, restore = [], predict.Checkpoints.restore_params
+
+  def note(self, step, like):
+    asked.append(step)
+    return restore(self, max(self.steps), like)
+
+  monkeypatch.setattr(progress.Progress, 'best_step', 3)
+  monkeypatch.setattr(predict.Checkpoints, 'restore_params', note)
+  predict.Predictor(str(copy))
+  assert asked == [3]
+
+
+def test_evaluate_opens_the_test_split_when_asked_alone(workdir, run_script):
+  """Whoever compares recipes chooses on the test split, and does not know it."""
+  process = run_script('scripts/evaluate.py', f'--workdir={workdir}', check=True)
+  assert json.loads(process.stdout)['dataset'].endswith(', validation')
+
+
+def test_evaluate_scores_all_networks_in_all_views(workdir, other, files, run_script, tmp_path):
+  """A flag is read and forgotten, or the mistakes are those on damaged images."""
+  members = [predict.Predictor(str(one)) for one in (workdir, other)]
+  examples = predict.read_files([files / 'with.csv'])
+  probs = predict.mean_probs(members, examples.images, 2)
+  process = run_script(
+      'scripts/evaluate.py', f'--workdir={workdir}', f'--workdir={other}', '--views=2',
+      '--corruptions', f'--mistakes={tmp_path / "m"}', files / 'with.csv', check=True,
+  )
+  score = json.loads(process.stdout.splitlines()[0])
+  loss = -np.log(probs[np.arange(7), examples.labels]).mean()
+  assert score['loss'] == pytest.approx(loss, rel=1e-5)
+  with (tmp_path / 'm/mistakes.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == score['num_errors']
+  for row in rows:
+    of = probs[int(row['place'])]
+    assert int(row['read_as']) == of.argmax()
+    assert float(row['probability']) == pytest.approx(of.max(), abs=1e-4)

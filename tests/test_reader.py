@@ -1,6 +1,7 @@
 """The demo's reader: many callers, few calls of the network."""
 
 import asyncio
+import types
 
 import numpy as np
 import pytest
@@ -103,3 +104,16 @@ def test_who_has_gone_harms_nobody(reader, digits):
     return await reader.read(images[1:])
 
   assert _run(reader, ask).shape == (2, 2, 10)
+
+
+def test_all_networks_say_what_speaks_for_a_digit():
+  """The first one's word is shown for that of the ensemble."""
+
+  def network(value):
+    return types.SimpleNamespace(
+        saliency=lambda images: np.full((len(images), 28, 28), value, np.float32),
+        probs=lambda images: np.zeros((len(images), 10)),
+    )
+
+  reader = reader_lib.Reader({'a': network(1), 'b': network(4)})
+  assert (reader._saliency(np.zeros((3, 28, 28, 1), np.uint8)) == 2.5).all()

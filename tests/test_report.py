@@ -227,3 +227,54 @@ def test_variants_of_many_changes_have_room(tmp_path):
   assert axis.get_ylim() == (5, 0)
   assert [label.get_text() for label in axis.get_yticklabels()][1] == 'a=1\nb=2\nc=3'
   pictures.save(figure, tmp_path / 'dots.png')
+
+
+def test_precision_and_recall_are_in_their_columns():
+  """Each stands under the other's name."""
+  counts = np.zeros((10, 10), int)
+  counts[3, 3], counts[3, 5], counts[5, 5] = 3, 1, 4
+  rows = report._by_class(counts)
+  assert rows[3] == (3, '4', '1.0000', '0.7500', 1)
+  assert rows[5] == (5, '4', '0.8000', '1.0000', 0)
+
+
+def test_a_mistake_says_label_and_answer(monkeypatch):
+  """The label is taken for the answer."""
+  monkeypatch.setattr(pictures, 'digits', lambda images, titles, *_, **__: titles)
+  scored = _scored([1, 2], [1, 7], [0.9, 0.5])
+  assert report.mistakes_picture(scored) == ['7→2 0.50']
+
+
+def test_a_page_is_of_the_right_network_and_counts(finished, tmp_path, monkeypatch):
+  """Rows and columns of the counts are swapped, or the last step passes for the best."""
+  copy = tmp_path / 'run'
+  shutil.copytree(finished, copy)
+  seen, blank = [], pictures.digits(np.zeros((1, 28, 28)))
+  monkeypatch.setattr(pictures, 'confusion', lambda counts: seen.append(counts) or blank)
+  scored, run = _scored([1, 2, 7], [1, 2, 3], [0.9, 0.5, 0.8]), Workdir(str(copy))
+  train_split = Split(scored.images, scored.labels)
+  results = {**run.load_results(), 'best_step': 1234}
+  page = report.write(run, results, scored, train_split, {}).read_text()
+  assert seen[0][3, 7] == 1 and seen[0].sum() == 3
+  assert 'that of step 1,234' in page
+
+
+def test_each_run_has_its_own_scores_and_curves(finished, tmp_path, monkeypatch):
+  """The scores of validation stand under test, or a curve under another run's name."""
+  for name, num_errors in (('b', 5), ('a', 7)):
+    shutil.copytree(finished, tmp_path / name)
+    path = tmp_path / name / 'results.json'
+    results = json.loads(path.read_text())
+    results['validation'].update(accuracy=0.25)
+    results['test'].update(accuracy=0.75, num_errors=num_errors)
+    path.write_text(json.dumps(results))
+  (tmp_path / 'a/metrics.jsonl').write_text('')
+  seen, blank = [], pictures.digits(np.zeros((1, 28, 28)))
+  monkeypatch.setattr(pictures, 'curves', lambda runs: seen.append(runs) or blank)
+  page = report.write_comparison(
+      [Workdir(str(tmp_path / name)) for name in 'ba'], epath.Path(tmp_path / 'page')
+  ).read_text()
+  cells = re.findall(r'<td[^>]*>([^<]*)</td>', page)
+  assert cells[:4] == ['b', '25.00', '75.00', '5']
+  assert cells[8:12] == ['a', '25.00', '75.00', '7']
+  assert seen[0]['b'] and not seen[0]['a']

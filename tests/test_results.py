@@ -1,12 +1,15 @@
 """What results.json says of the code that made it."""
 
 import subprocess
+import types
 
 import pytest
 
 from digitnet import model
 from digitnet import results
 from digitnet.errors import UserError
+from digitnet.metrics import Metrics
+from digitnet.progress import Progress
 from digitnet.workdir import Workdir
 
 
@@ -63,3 +66,16 @@ def test_what_readers_count_on_is_there(train_tiny, monkeypatch):
   run = Workdir(str(train_tiny('4 steps')))
   assert results.of_finished(run) == run.load_results()
   assert len(commits) > 1 and run.load_results()['git_commit'] == 'of the start'
+
+
+def test_the_best_is_told_and_the_pace_is_of_training():
+  """The newest validation passes for the best, or compilation for training."""
+  progress = Progress('d', train_images=50, train_seconds=2.0, earlier_seconds=100.0)
+  progress.evaluations = [
+      {'step': step, 'num_errors': n, 'num_examples': 9, 'loss': 0.1, 'accuracy': 0.5}
+      for step, n in ((10, 1), (20, 2))
+  ]
+  data = types.SimpleNamespace(name='d', source='s', split_sizes={})
+  found = results.collect(data, progress, Metrics(), 7, 20, 0, [], {}, None)
+  assert found['images_per_second'] == 25 and found['best_step'] == 10
+  assert found['validation']['num_errors'] == 1

@@ -1,5 +1,6 @@
 """The demo's server, over real connections."""
 
+import asyncio
 import base64
 import concurrent.futures
 import http.client
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 from PIL import Image
@@ -262,3 +264,23 @@ def test_a_port_in_use_is_told(run_python, train_tiny, site):
   )
   assert process.returncode == 2 and 'name others' in process.stderr
   assert not process.stdout
+
+
+def test_what_speaks_for_a_digit_has_its_own_colour():
+  """For and against are swapped."""
+  saliency = np.zeros((28, 28), np.float32)
+  saliency[3, 4], saliency[5, 6] = 1, -1
+  content = base64.b64decode(server._overlay(saliency).partition(',')[2])
+  pixels = np.asarray(Image.open(io.BytesIO(content)))
+  assert tuple(pixels[3, 4]) == (*server._FOR, 255)
+  assert tuple(pixels[5, 6]) == (*server._AGAINST, 255)
+  assert pixels[0, 0, 3] == 0
+
+
+def test_a_reader_that_died_is_not_healthy():
+  """Whoever watches the page is told that all is well, and nothing is read."""
+  app = server.make_app(types.SimpleNamespace(names=[], num_read=0))
+  health = {route.path: route.endpoint for route in app.routes}['/health']
+  serving = types.SimpleNamespace(done=lambda: True)
+  dead = types.SimpleNamespace(state=types.SimpleNamespace(serving=serving))
+  assert asyncio.run(health(types.SimpleNamespace(app=dead))).status_code == 503

@@ -81,3 +81,26 @@ def test_labels_go_with_their_images(mnist_dir):
     ink = split.images.mean(axis=(1, 2, 3))
     assert ink[split.labels == 1].mean() < 0.6 * ink[split.labels == 0].mean()
     assert np.bincount(split.labels, minlength=10).min() > 0.08 * len(split)
+
+
+def test_idx_takes_the_folder_of_tfds_too(mnist_dir):
+  """Whoever has named the one must name the other."""
+  dataset = sources.load(
+      lambda line: None, source='idx', dir='', manual_dir=str(mnist_dir), split='standard',
+      split_seed=0, num_folds=5, fold=1,
+  )
+  sizes = {'train': 48_000, 'validation': 12_000, 'test': 10_000}
+  assert dataset.split_sizes == sizes
+
+
+def test_a_fold_is_another_cut():
+  """All folds are the first, and cross-validation is one run many times."""
+  first, second = (
+      sources.load(
+          lambda line: None, source='bundled', dir='', manual_dir='', split='card',
+          split_seed=0, num_folds=5, fold=fold,
+      )
+      for fold in (0, 1)
+  )
+  assert first.fingerprint != second.fingerprint
+  np.testing.assert_array_equal(first.test.images, second.test.images)

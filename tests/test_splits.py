@@ -1,5 +1,6 @@
 """Splits are disjoint, complete, of the right sizes, and the same for ever."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -110,3 +111,28 @@ def test_too_few_images_are_refused():
   """An empty validation split makes every network the best."""
   with pytest.raises(UserError, match='none may be empty'):
     _cut(Corpus('few', _numbered(0, 3), None))
+
+
+_KAGGLE_LIKE = Corpus('kaggle', _numbered(0, 420), _numbered(420, 700, False))
+
+
+@pytest.mark.parametrize(
+    'corpus, split', [(_KAGGLE_LIKE, 'card'), (MNIST_LIKE, 'standard'), (MNIST_LIKE, 'card')]
+)
+def test_validation_follows_the_seed(corpus, split):
+  """The labelled images are cut as they came."""
+  first, second = (_numbers(_cut(corpus, split, seed=seed).validation) for seed in (0, 1))
+  assert set(first) != set(second)
+
+
+@pytest.mark.parametrize('part', ['train', 'validation', 'test'])
+@pytest.mark.parametrize('name', ['images', 'labels'])
+def test_the_fingerprint_is_of_everything(part, name):
+  """Other labels or test images pass for those that the run began with."""
+  dataset = _cut(MNIST_LIKE)
+  split = getattr(dataset, part)
+  array = getattr(split, name).copy()
+  array[-1] = (array[-1] + 1) % 10
+  changed = dataclasses.replace(split, **{name: array})
+  other = dataclasses.replace(dataset, **{part: changed})
+  assert other.fingerprint != dataset.fingerprint

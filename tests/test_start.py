@@ -2,10 +2,13 @@
 
 import types
 
+from digitnet import cluster
 from digitnet import digest
+from digitnet import machine
 from digitnet import optim
 from digitnet import start
 from digitnet.model import DigitNet
+from digitnet.progress import Progress
 
 
 def test_another_seed_begins_with_another_network(tiny_config):
@@ -21,3 +24,14 @@ def test_another_seed_begins_with_another_network(tiny_config):
       for seed in (0, 0, 1)
   )
   assert first == again != other
+
+
+def test_a_resumed_run_names_its_new_machine(monkeypatch):
+  """The next resume says that the machine has changed, and it has not."""
+  monkeypatch.setattr(cluster, 'arrays_from_main', lambda tree, like: tree)
+  monkeypatch.setattr(start.jax, 'eval_shape', lambda init: None)
+  saved = (object(), Progress('data', {'count': 99}))
+  checkpoints = types.SimpleNamespace(restore_newest=lambda like: saved)
+  data = types.SimpleNamespace(fingerprint='data')
+  _, progress = start.fresh_or_resumed(checkpoints, None, None, 0, data, False)
+  assert progress.machine == machine.shape()

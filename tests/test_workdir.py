@@ -8,6 +8,7 @@ import pytest
 from digitnet import workdir
 from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
+from digitnet import lock
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -70,3 +71,33 @@ def test_predictions_count_from_one(tmp_path):
   run = workdir.Workdir(str(tmp_path))
   run.write_predictions(np.array([7, 2, 1]), step=5)
   assert run.predictions.read_text() == 'ImageId,Label\n1,7\n2,2\n3,1\n'
+
+
+def test_a_finished_run_that_goes_on_is_locked(tiny_config, tmp_path):
+  """Two processes go on with a finished run, and both write."""
+  run = workdir.Workdir(str(tmp_path))
+  _claim(run, tiny_config())
+  run.results.write_text('{}')
+  with run.claimed(tiny_config({'seed': 8}), allow_changes=True):
+    with pytest.raises(UserError, match='in use by'), lock.hold(run.path / 'lock'):
+      pass
+
+
+def test_a_kill_while_changes_are_adopted(tiny_config, tmp_path, monkeypatch):
+  """The change stands twice in the history or not at all, or old results are the new."""
+  run = workdir.Workdir(str(tmp_path))
+  _claim(run, tiny_config())
+  (run.checkpoints / '10').mkdir(parents=True)
+  run.results.write_text('{}')
+  new = tiny_config({'seed': 8})
+
+  def die(config):
+    raise KeyboardInterrupt
+
+  for _ in range(2):
+    run = workdir.Workdir(str(tmp_path))
+    with run.claimed(new, allow_changes=True), monkeypatch.context() as patch:
+      patch.setattr(run, '_write_config', die)
+      with pytest.raises(KeyboardInterrupt):
+        run.adopt_changes(new)
+    assert run.config_changes == [['seed: 0 -> 8']] and not run.results.exists()

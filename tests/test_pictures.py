@@ -1,0 +1,63 @@
+"""What stands where in a picture."""
+
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from digitnet import pictures
+
+
+def test_confusion_has_true_digits_in_rows():
+  """Figures stand elsewhere than their shades."""
+  counts = np.zeros((10, 10), int)
+  counts[3, 5] = 7
+  (axis,) = pictures.confusion(counts).axes
+  assert [(text.get_position(), text.get_text()) for text in axis.texts] == [((5, 3), '7')]
+  assert np.argwhere(axis.images[0].get_array()).tolist() == [[3, 5]]
+
+
+def test_digits_are_dark_on_white_and_upright():
+  """Digits stand on their heads, or are white."""
+  image = np.zeros((1, 28, 28, 1), np.uint8)
+  image[0, :14] = 255
+  content = io.BytesIO()
+  pictures.save(pictures.digits(image, columns=1), content)
+  shown = np.asarray(Image.open(content).convert('L'))
+  assert 0.15 < np.argwhere(shown < 40)[:, 0].mean() / len(shown) < 0.45
+
+
+def test_curves_are_of_what_their_titles_say():
+  """Accuracy is drawn where the wrong are, or one measure as another."""
+  line = {
+      'split': 'train', 'epoch': 1.0, 'loss': 0.5, 'accuracy': 0.9,
+      'learning_rate': 0.1, 'grad_norm': 1.0,
+  }  # fmt: skip
+  axes = pictures.curves({'run': [line]}).axes
+  assert [axis.lines[0].get_ydata()[0] for axis in axes] == pytest.approx([0.5, 10, 0.1, 1])
+
+
+def test_reliability_has_what_it_says_below():
+  """A network that is too sure seems too modest."""
+  probs = np.full((10, 10), 0.02)
+  probs[:, 3] = 0.82
+  axis = pictures.reliability(probs, np.array([3] * 5 + [0] * 5)).axes[0]
+  line = axis.containers[0].lines[0]
+  assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((0.82, 0.5))
+
+
+def test_the_dash_is_the_mean():
+  """It is the median, beside a table of means."""
+  (axis,) = pictures.dots({'baseline': [1.0, 1.0, 4.0]}).axes
+  dashes = [line for line in axis.lines if line.get_marker() == '|']
+  assert [line.get_xdata()[0] for line in dashes] == [2.0]
+
+
+def test_filters_are_those_of_the_kernel():
+  """The numbers of several kernels are mixed."""
+  kernel = np.zeros((5, 5, 1, 2), np.float32)
+  kernel[1, 4, 0, 1] = 1
+  axis = pictures.filters(kernel).axes[0]
+  first, second = (np.asarray(image.get_array()) for image in axis.images)
+  assert not first.any() and np.argwhere(second).tolist() == [[1, 4]]
