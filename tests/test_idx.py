@@ -115,8 +115,6 @@ def test_damage_is_named(folder, how, message):
 
 def test_files_may_move(folder, tmp_path):
   """A run cannot be resumed from where its files now lie."""
-  import shutil
-
   (tmp_path / 'moved').mkdir()
   for path in list(folder.glob('*ubyte*')):
     shutil.copy(path, tmp_path / 'moved')

@@ -347,8 +347,8 @@ def test_an_update_that_breaks_the_parameters_is_not_saved(tiny_config, tmp_path
   assert 'NaN' not in (tmp_path / 'metrics.jsonl').read_text()
 
 
-def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path):
-  """The schedule's scale never reaches the step, or is lost on resume."""
+def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path, monkeypatch):
+  """The schedule's scale never reaches the step, or is lost on resume; so is the pace."""
   config = tiny_config({
       'optim.schedule': 'plateau',
       'optim.plateau_patience': 1,
@@ -361,7 +361,11 @@ def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path):
   assert rates[0] == pytest.approx(1e-9)
   assert rates[-1] < 0.6e-9
   config.duration = '30 steps'
+  given, pace = [], train.Pace
+  monkeypatch.setattr(train, 'Pace', lambda *args: given.append(args) or pace(*args))
   train.train_and_evaluate(config, str(tmp_path), allow_changes=True)
+  ((*_, seconds, images),) = given
+  assert seconds > 0 and images > 0  # Of the first start.
   resumed = [x['learning_rate'] for x in _figures(tmp_path) if x['split'] == 'train']
   assert len(resumed) > len(rates) and max(resumed[len(rates) :]) <= rates[-1]
 
