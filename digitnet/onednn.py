@@ -32,6 +32,9 @@ OPTIONS = {
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE',
 }
 
+# Of processors that multiply bfloat16 numbers, by a matrix unit or by vectors.
+_BFLOAT16_FLAGS = {'amx_bf16', 'avx512_bf16'}
+
 # Bytes of the images that a kernel gradient takes at once, and the fewest images, which are
 # what the matrix unit sums over. Measured best on 2 cores among 1 to 8 MiB.
 _CHUNK_BYTES = 2**21
@@ -49,7 +52,7 @@ def is_available(operand_dtype: str) -> bool:
   if jax.default_backend() != 'cpu' or not _is_known():
     return False
   # Where no instruction multiplies bfloat16 numbers, oneDNN does so one by one.
-  return operand_dtype == 'float32' or 'amx_bf16' in _processor_flags()
+  return operand_dtype == 'float32' or not _BFLOAT16_FLAGS.isdisjoint(_processor_flags())
 
 
 def jit(function: Callable) -> Callable:
