@@ -242,7 +242,7 @@ wait_for_it() {
 setup() {
   [ -z "$(git -C "$root" status --porcelain 2>/dev/null)" ] ||
     echo 'digitnet: what is not committed stays here' >&2
-  local bundle=/tmp/digitnet-$name.bundle
+  local bundle=${TMPDIR:-/tmp}/digitnet-$name.bundle
   call git -C "$root" bundle create -q "$bundle" HEAD
   tpus tpu-vm scp "$bundle" "$name:digitnet.bundle" --worker=all ||
     fail "$name: the code could not be copied"

@@ -45,7 +45,9 @@ def tpu(tmp_path):
     (tmp_path / 'calls').write_text('')
     process = subprocess.run(
         ['bash', ROOT / 'scripts/tpu.sh', *command.split(), *flags],
-        env={**os.environ, 'PATH': f'{folder}:{os.environ["PATH"]}'},
+        env={
+            **os.environ, 'PATH': f'{folder}:{os.environ["PATH"]}', 'TMPDIR': str(tmp_path),
+        },
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     lines = (tmp_path / 'calls').read_text().splitlines()
@@ -64,7 +66,7 @@ def _states(*states):
   return [{'out': f'{state}\n'} if state else absent for state in states]
 
 
-def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu):
+def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu, tmp_path):
   """A command is missing, has another flag than gcloud knows, or costs money already."""
   flags = (*_AT[:2], '--type=v5litepod-16', '--spot', '--bucket=gs://mine/runs', '--dry_run')
   printed = []
@@ -82,8 +84,8 @@ def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu):
       [*tpus, 'queued-resources', 'create', 'digits', '--accelerator-type=v5litepod-16',
        '--node-id=digits', '--runtime-version=v2-alpha-tpuv5-lite', '--spot', *at],
       [*tpus, 'queued-resources', 'describe', 'digits', '--format=value(state.state)', *at],
-      [*tpus, 'tpu-vm', 'scp', '/tmp/digitnet-digits.bundle', 'digits:digitnet.bundle',
-       '--worker=all', *at],
+      [*tpus, 'tpu-vm', 'scp', str(tmp_path / 'digitnet-digits.bundle'),
+       'digits:digitnet.bundle', '--worker=all', *at],
       [*tpus, 'tpu-vm', 'ssh', 'digits', '--worker=all',
        '--command={ [ -d digitnet ] || git clone -q digitnet.bundle digitnet; } &&'
        f' {worker} setup', *at],

@@ -35,6 +35,7 @@ PEERS = {
         'torch_peer', {'compile_mode': 'reduce-overhead', 'bf16': True},
     ),  # fmt: skip
     'keras-tensorflow': ('keras_peer', {'backend': 'tensorflow'}),
+    'keras-tensorflow-bf16': ('keras_peer', {'backend': 'tensorflow', 'bf16': True}),
     'keras-jax': ('keras_peer', {'backend': 'jax'}),
     'keras-torch': ('keras_peer', {'backend': 'torch'}),
 }
