@@ -57,8 +57,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.dense_features = (8192, 2048)
   config.model.dense_dropout_rates = (0.5, 0.5)
   # Of the arithmetic and of the parameters. The arithmetic is 'bfloat16' where the hardware
-  # gains: on GPU, TPU, and CPUs with AMX (with JAX 0.11 or later, in one process), where a
-  # step takes less than half the time. Other CPUs lose by it.
+  # gains: on GPU, TPU, and CPUs with AMX or AVX-512 BF16 (with JAX 0.11 or later, in one
+  # process), where a step takes half the time or less. Other CPUs lose by it.
   config.model.dtype = 'float32'
   config.model.param_dtype = 'float32'
   # That the operands of convolutions and products are rounded to, their sums staying

@@ -2,8 +2,9 @@
 
     python main.py --config=configs/speedrun.py --config.model.dtype=bfloat16
 
-That takes JAX 0.11 or later; before, --config.model.matmul_dtype=bfloat16; without AMX
-(`lscpu | grep amx_bf16`) neither. Results, also on a GPU: see README.md.
+That takes JAX 0.11 or later; before, --config.model.matmul_dtype=bfloat16; on a processor
+without instructions for it (`lscpu | grep _bf16`) neither. Results, also on a GPU and with
+AVX-512 BF16 in place of AMX: see README.md.
 """
 
 from configs import default
