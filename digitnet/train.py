@@ -251,8 +251,8 @@ def _warn_of_waste(config, plan, model):
   is_on_cpu = jax.default_backend() == 'cpu'
   if model.dtype == 'bfloat16' and is_on_cpu and not model.by_onednn:
     warn(
-        "config.model.dtype='bfloat16': is slower than 'float32' here; it is quick on"
-        ' CPUs with AMX, with JAX 0.11 or later, in one process'
+        "config.model.dtype='bfloat16': may be slower than 'float32' here; it is quick on"
+        ' CPUs with AMX or AVX-512 BF16, with JAX 0.11 or later, in one process'
     )
 
 
