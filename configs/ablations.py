@@ -23,6 +23,16 @@ _NO_AUGMENTATION = {
     'augment.mixup': 0.0,
 }
 
+# More dropout, and stronger geometry with the elastic change as it is.
+_HARDER = {
+    'model.conv_dropout_rates': (0.4, 0.4),
+    'model.dense_dropout_rates': (0.5, 0.5),
+    'augment.rotation': 16.0,
+    'augment.zoom': 0.15,
+    'augment.shear': 0.2,
+    'augment.translation': 2.5,
+}
+
 ABLATIONS = {
     'baseline': {},
     # Parts of the recipe taken away in turn.
@@ -71,6 +81,15 @@ ABLATIONS = {
     'more_dropout': {
         'model.conv_dropout_rates': (0.4, 0.4),
         'model.dense_dropout_rates': (0.5, 0.5),
+    },
+    # Of a recipe that trains for longer still: configs/choices.md, at the end.
+    'harder': _HARDER,
+    'harder_for_longer': {
+        **_HARDER,
+        'duration': '600 epochs',
+        'optim.warmup': '45 epochs',
+        'eval_every': '120 epochs',
+        'checkpoint_every': '60 epochs',
     },
     'faint_noise_on_all': {'augment.noise': 0.1, 'augment.noise_share': 1.0},
     # The recipe before, for whoever has less time: a quarter as many images.
