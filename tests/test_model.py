@@ -2,6 +2,7 @@
 
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from configs import record
 from configs import speedrun
 from configs import tpu
 from digitnet import model as model_lib
+from digitnet import onednn
 from digitnet.model import DigitNet
 from tests.conftest import random_params
 
@@ -157,6 +159,92 @@ def test_no_dropout_without_keys_or_rate():
   np.testing.assert_array_equal(
       model_lib.Dropout(0.0, stream=1).apply({}, x, keys), x
   )
+
+
+def _traced_layers(net):
+  """Of a forward pass in training: each layer, what it is called with, what it returns."""
+  layers = []
+
+  def record(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    if hasattr(context.module, 'label') and context.method_name == '__call__':
+      layers.append((context.module, args, out))
+    return out
+
+  def forward(params):
+    keys = jax.random.split(jax.random.key(0), 2)
+    return net.apply({'params': params}, jnp.ones((2, 28, 28, 1)), keys)
+
+  with nn.intercept_methods(record):
+    jax.eval_shape(forward, model_lib.abstract_params(net))
+  return layers
+
+
+def test_each_dropout_has_its_own_rate_and_stream(tiny_config):
+  """One is left out, has another's rate, or drops where another did for the same image."""
+  net = _net(tiny_config({
+      'model.conv_dropout_rates': (0.1, 0.2), 'model.dense_features': (6, 5),
+      'model.dense_dropout_rates': (0.3, 0.4),
+  }))
+  found = [
+      (layer.rate, layer.stream, x.shape[1:])
+      for layer, (x, *keys), _ in _traced_layers(net)
+      if isinstance(layer, model_lib.Dropout) and keys[0] is not None
+  ]
+  assert found == [
+      (0.1, 1, (14, 14, 4)), (0.2, 2, (7, 7, 8)), (0.3, 3, (6,)), (0.4, 4, (5,))
+  ]
+
+
+@pytest.mark.parametrize('by_onednn', [False, True])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_all_layers_compute_in_the_same_dtype(tiny_config, dtype, by_onednn):
+  """A bias in float32 widens a layer, and all after it move twice the bytes."""
+  net = _net(tiny_config({'model.dtype': dtype})).clone(by_onednn=by_onednn)
+  layers = _traced_layers(net)
+  assert {out.dtype.name for _, _, out in layers} == {dtype}
+  # As narrow, though the knob of products alone says float32.
+  assert net.matmul_dtype == 'float32'
+  operands = {layer.matmul_dtype for layer, *_ in layers if hasattr(layer, 'matmul_dtype')}
+  assert operands == {dtype}
+
+
+def test_the_narrower_dtype_is_that_of_products(tiny_config):
+  """The order of the two knobs decides."""
+  dtypes = ('float32', 'bfloat16')
+  found = {
+      (a, b): _net(tiny_config({'model.dtype': a, 'model.matmul_dtype': b})).operand_dtype
+      for a in dtypes
+      for b in dtypes
+  }
+  assert found.pop(('float32', 'float32')) == 'float32'
+  assert set(found.values()) == {'bfloat16'}
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
+def test_onednn_is_asked_for_by_the_operands(monkeypatch, tiny_config, dtype, matmul_dtype):
+  """Products of bfloat16 go to a CPU without them; or training by oneDNN in a cluster."""
+  asked = []
+  monkeypatch.setattr(onednn, 'is_available', lambda operand: not asked.append(operand))
+  net = _net(tiny_config({'model.dtype': dtype, 'model.matmul_dtype': matmul_dtype}))
+  quick, jit = model_lib.for_inference(net)
+  assert asked == ['bfloat16' if 'bfloat16' in (dtype, matmul_dtype) else 'float32']
+  assert quick.by_onednn and quick.transposed and jit is onednn.jit
+  trained = model_lib.for_training(net)
+  assert trained.by_onednn == (dtype == 'bfloat16') and not trained.transposed
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  assert not model_lib.for_training(net).by_onednn
+  monkeypatch.setattr(onednn, 'is_available', lambda operand: False)
+  assert model_lib.for_inference(net) == (net, jax.jit)
+
+
+def test_operands_are_cast_beforehand(tiny_config):
+  """Each image read casts all kernels again; or biases, which are added, are rounded."""
+  net = _net(tiny_config({'model.matmul_dtype': 'bfloat16'}))
+  params = random_params(net)
+  for layer in model_lib.operand_params(net, params).values():
+    assert layer['kernel'].dtype == jnp.bfloat16 and layer['bias'].dtype == jnp.float32
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

@@ -110,6 +110,7 @@ def test_it_is_used_where_it_is_said_to_be(operands):
         (70, (14, 14), (3, 3), 64, 64),  # not a whole number of chunks
         (1, (7, 11), (3, 3), 9, 3),
         (5, (8, 9), (4, 2), 8, 2),  # even kernels
+        (5, (8, 9), (4, 2), 3, 2),  # and few channels
         (3, (3, 3), (5, 5), 2, 1),
     ],
 )
@@ -257,6 +258,80 @@ def test_options_that_a_jaxlib_does_not_know_are_done_without(monkeypatch):
     assert not onednn.is_available('float32')
   finally:
     onednn._is_known.cache_clear()
+
+
+@pytest.mark.parametrize(
+    'owner, name, value',
+    [
+        (jax, 'default_backend', lambda: 'gpu'),
+        (jax, '__version_info__', (0, 10, 2)),
+        (sys, 'platform', 'darwin'),
+        (platform, 'machine', lambda: 'aarch64'),
+    ],
+    ids=['GPU', 'old JAX', 'macOS', 'Arm'],
+)
+def test_elsewhere_it_is_not_available(monkeypatch, owner, name, value):
+  """A GPU is given options of a CPU's, or what is three times as slow with them is."""
+  monkeypatch.setattr(owner, name, value)
+  onednn._is_known.cache_clear()
+  try:
+    assert not onednn.is_available('float32')
+  finally:
+    onednn._is_known.cache_clear()
+
+
+def test_the_options_reach_the_compiler(monkeypatch):
+  """Layers in oneDNN's form are computed by XLA after all, which only their speed tells."""
+  monkeypatch.setitem(onednn.OPTIONS, 'xla_cpu_no_such_option', True)
+  x = np.ones(jax.local_device_count(), np.float32)
+  double = lambda x: 2 * x
+  for call in (onednn.jit(double), parallel.pmap(double, by_onednn=True)):
+    with pytest.raises(jax.errors.JaxRuntimeError, match='xla_cpu_no_such_option'):
+      call(x)
+  np.testing.assert_array_equal(parallel.pmap(double)(x), 2 * x)
+
+
+def test_a_program_is_compiled_once_for_its_shapes_and_types():
+  """Every step compiles itself anew, or is given the program of other arrays."""
+
+  class Mapped:
+    num_compiled = 0
+
+    def lower(self, *args):
+      return self
+
+    def compile(self, compiler_options):
+      assert compiler_options == onednn.OPTIONS
+      self.num_compiled += 1
+      number = self.num_compiled
+      return lambda *args: number
+
+  call = onednn.ahead_of_time(Mapped())
+  args = [np.ones(2, np.float32), np.ones(3, np.float32), np.ones(2, np.int32)]
+  assert [call({'x': x}, x) for x in args * 2] == [1, 2, 3, 1, 2, 3]
+
+
+@pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gradients_have_the_dtypes_of_what_they_are_of(dtype, param_dtype, operands):
+  """Those of bfloat16 parameters come back in float32, or all as the operands are."""
+  options = {onednn.conv_relu: (operands,), onednn.dense: (True, operands, False)}
+  shapes = {onednn.conv_relu: ((2, 5, 5, 3), (3, 3, 3, 4)), onednn.dense: ((2, 6), (6, 4))}
+  for layer, (of_inputs, of_kernel) in shapes.items():
+
+    def run(*args):
+      out, backward = jax.vjp(lambda *args: layer(*args, *options[layer]), *args)
+      return out, *backward(out)
+
+    out, inputs, kernel, bias = jax.eval_shape(
+        run,
+        jax.ShapeDtypeStruct(of_inputs, dtype),
+        jax.ShapeDtypeStruct(of_kernel, param_dtype),
+        jax.ShapeDtypeStruct(of_kernel[-1:], param_dtype),
+    )
+    assert out.dtype == inputs.dtype == dtype, layer
+    assert kernel.dtype == bias.dtype == param_dtype, layer
 
 
 def test_the_cache_is_as_it_was_after_errors_and_threads():

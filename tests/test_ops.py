@@ -137,6 +137,95 @@ def test_bfloat16_reaches_the_matrix_unit():
     assert num_widened(grads, (batch, 96), (96, 32)) <= 3 * expected
 
 
+@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
+def test_each_backend_is_given_the_form_that_is_quick_there(matmul_dtype):
+  """A GPU or TPU is given the CPU's products, or sums in bfloat16; a CPU XLA's own form."""
+
+  def convolve(images, kernel):
+    convolution = lambda *operands: ops.conv2d(*operands, matmul_dtype)
+    out, backward = jax.vjp(convolution, images, kernel)
+    return backward(out)
+
+  is_rounded = matmul_dtype == 'bfloat16'
+  traced = jax.jit(convolve).trace(jnp.ones((2, 9, 7, 3)), jnp.ones((3, 3, 3, 5)))
+  for platform in ('cpu', 'cuda', 'tpu'):
+    found = re.findall(
+        r'stablehlo\.(dot_general|convolution).* -> tensor<([^>]*)>',
+        traced.lower(lowering_platforms=(platform,)).as_text(),
+    )
+    kinds, results = zip(*found)
+    if platform == 'cpu':
+      assert kinds.count('dot_general') == (3 if is_rounded else 1)
+      assert all(result.endswith('xf32') for result in results)
+    else:
+      # XLA gives the kernel's gradient, and no more, in the operands' dtype.
+      of_kernel = '3x3x3x5xbf16' if is_rounded else '3x3x3x5xf32'
+      assert sorted(results) == ['2x9x7x3xf32', '2x9x7x5xf32', of_kernel]
+      assert 'dot_general' not in kinds
+    assert len(kinds) == 3, platform
+
+
+def _loop(function, *shapes, dtype):
+  """The only loop of a function of such arrays, as it is traced."""
+  arrays = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
+  (loop,) = (
+      eqn for eqn in jax.make_jaxpr(function)(*arrays).eqns if eqn.primitive.name == 'scan'
+  )
+  return loop
+
+
+@pytest.mark.parametrize('dtype, most', [('float32', 2**22), ('bfloat16', 2**23)])
+def test_a_few_images_are_copied_at_a_time(dtype, most):
+  """The shifts of a whole batch, which are gigabytes, are made at once."""
+  convolution = lambda x, kernel: products.convolution(x, kernel, ((2, 2), (2, 2)))
+  kernel_grads = lambda x, grads: products.kernel_grads(x, grads, (5, 5))
+  images = (512, 28, 28, 32)
+  for function, other in ((convolution, (5, 5, 32, 32)), (kernel_grads, images)):
+    loop = _loop(function, images, other, dtype=dtype)
+    made = [x.aval for eqn in loop.params['jaxpr'].eqns for x in eqn.outvars]
+    largest = max(x.size * x.dtype.itemsize for x in made)
+    assert most / 16 < largest <= most
+
+
+@pytest.mark.parametrize('channels, sides', [(1, (25, 32)), (32, (160, 160))])
+def test_that_side_is_shifted_which_is_less_to_copy(channels, sides):
+  """Of the first layer's 32 channels five copies are made, and not 25 of the image's one."""
+  kernel_grads = lambda x, grads: products.kernel_grads(x, grads, (5, 5))
+  shapes = (16, 28, 28, channels), (16, 28, 28, 32)
+  loop = _loop(kernel_grads, *shapes, dtype=jnp.float32)
+  assert loop.outvars[0].aval.shape[1:] == sides
+
+
+def test_sums_are_in_float32_at_least():
+  """Those of bfloat16 numbers are rounded one by one, or float64 ones at all."""
+  wanted = {'bfloat16': 'float32', 'float32': 'float32', 'float64': 'float64'}
+  for dtype, of_sums in wanted.items():
+    assert products.sum_dtype(jax.ShapeDtypeStruct((1,), dtype)).name == of_sums
+
+
+@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_results_and_gradients_have_the_dtypes_of_what_they_are_of(
+    dtype, param_dtype, matmul_dtype
+):
+  """Layers hand on what is twice as large; gradients of bfloat16 parameters are float32."""
+  shapes = {ops.conv2d: ((2, 5, 5, 3), (3, 3, 3, 4)), ops.dense: ((2, 6), (6, 4))}
+  for layer, (of_inputs, of_kernel) in shapes.items():
+
+    def run(inputs, kernel):
+      product = lambda *operands: layer(*operands, matmul_dtype)
+      out, backward = jax.vjp(product, inputs, kernel)
+      return out, *backward(out)
+
+    out, inputs, kernel = jax.eval_shape(
+        run,
+        jax.ShapeDtypeStruct(of_inputs, dtype),
+        jax.ShapeDtypeStruct(of_kernel, param_dtype),
+    )
+    assert out.dtype == inputs.dtype == dtype and kernel.dtype == param_dtype, layer
+
+
 def test_no_images_are_no_fault():
   """A batch of none ends in a division by zero."""
   kernel = jnp.ones((3, 3, 2, 5))

@@ -17,7 +17,8 @@ assert parallel.shard(np.arange(8)).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
 compiled = []
 step = parallel.pmap(lambda s: (compiled.append(1), jax.tree.map(lambda x: x + 1, s))[1], (0,))
 for _ in range(3):
-  stacked = step(stacked)
+  before, stacked = stacked, step(stacked)
+assert all(x.is_deleted() for x in jax.tree.leaves(before))
 # Both of what travels alone and of what is sent as one.
 parallel._ALONE_FROM = 8
 numbers = np.random.default_rng(0)
@@ -28,12 +29,22 @@ for dtype, error in (('float32', 1e-6), ('bfloat16', 2e-2)):
   for name, mean in means.items():
     assert mean.dtype == np.float32
     np.testing.assert_allclose(mean, tree[name].mean(axis=0), rtol=error, atol=error)
+# Of the gradients of bfloat16 parameters too.
+tree = {name: x.astype(jnp.bfloat16) for name, x in tree.items()}
+means = parallel.to_host(parallel.pmap(lambda x: parallel.pmean(x, 'float32'))(tree))
+for name, mean in means.items():
+  assert mean.dtype == np.float32
+  exact = tree[name].astype(np.float64).mean(axis=0)
+  np.testing.assert_allclose(mean, exact, rtol=1e-6, atol=1e-6)
 print('traced', len(compiled), 'n', float(parallel.to_host(stacked)['n']))
 """
 
 
 def test_replicate_first_shard_and_mean(on_devices):
-  """A copy is missing, every run compiles its step twice, or a mean is a sum."""
+  """A copy is missing, every run compiles its step twice, or a mean is a sum.
+
+  Or a step leaves the state that it was given in memory, beside the new one.
+  """
   assert on_devices(4, _CODE).split() == ['traced', '1', 'n', '7.0']
 
 

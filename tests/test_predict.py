@@ -12,6 +12,7 @@ import pytest
 
 from digitnet import corruptions
 from digitnet import digest
+from digitnet import model as model_lib
 from digitnet import predict
 from digitnet.data import bundled
 from digitnet.errors import UserError
@@ -340,6 +341,15 @@ def test_output_cut_off_by_head_is_no_error(workdir, files):
   )
   assert process.stdout.startswith('ImageId')
   assert 'Traceback' not in process.stderr and 'Error' not in process.stderr
+
+
+def test_every_view_is_by_what_is_quickest(workdir, monkeypatch):
+  """Layers are in oneDNN's form, and XLA computes them in three times the time."""
+  made = []
+  jit = lambda step: made.append(step) or step
+  monkeypatch.setattr(model_lib, 'for_inference', lambda model: (model, jit))
+  predict.Predictor(str(workdir))
+  assert len(made) == 2
 
 
 def test_saliency_is_what_a_small_change_does_to_the_odds(workdir):

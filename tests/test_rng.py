@@ -37,6 +37,23 @@ def test_streams_keep_their_numbers():
   assert rng.STREAMS == {'init': 0, 'dropout': 1, 'augment': 2, 'views': 3}
 
 
+def test_chance_is_what_it_was():
+  """Seeds, steps or places are folded in otherwise, and no run can be repeated."""
+  keys = rng.example_keys(7, 'augment', 5, jnp.array([3]))
+  assert _data(keys) == [[1907120798, 2635782655]]
+  keys = rng.example_keys(0, 'dropout', 5, jnp.array([3]))
+  assert rng.bits(keys, 2, (2, 3)).tolist() == [
+      [[2381919256, 1916283891, 2983689810], [2105748552, 917766808, 1987926538]]
+  ]
+
+
+def test_keys_are_threefrys_whatever_jaxs_default_is():
+  """Where TPUs are told to draw by their own generator, masks are of half a key."""
+  wanted = _data(rng.stream_key(0, 'dropout'))
+  with jax.default_prng_impl('rbg'):
+    assert _data(rng.stream_key(0, 'dropout')) == wanted
+
+
 def test_threefry_is_jaxs_own():
   """A rotation or a key injection is wrong, and the bits are less random."""
   key = jax.random.key_data(jax.random.key(7, impl='threefry2x32'))

@@ -13,6 +13,7 @@ import pytest
 from digitnet import model as model_lib
 from digitnet import onednn
 from digitnet import optim
+from digitnet import parallel
 from digitnet import predict
 from digitnet import steps
 from digitnet import train
@@ -438,6 +439,28 @@ def test_a_run_warns_as_it_begins(tiny_config, tmp_path, capsys):
   train.train_and_evaluate(tiny_config({'duration': '4 steps'}), str(tmp_path))
   (line,) = capsys.readouterr().err.splitlines()
   assert 'rises to the end of this run (4 steps)' in line
+
+
+def test_steps_are_by_onednn_and_in_place(tiny_config, tmp_path, monkeypatch):
+  """Layers are in oneDNN's form, and XLA computes them; or a step keeps the old state."""
+  made = {}
+
+  class Enough(Exception):
+    pass
+
+  def note(step, donate_argnums=(), by_onednn=False):
+    made[step.__name__] = donate_argnums, by_onednn
+
+  def make_step_alone(config, plan, dataset, model, *rest):
+    train._make_train_step(config, plan, model, None, None)
+    raise Enough
+
+  monkeypatch.setattr(parallel, 'pmap', note)
+  monkeypatch.setattr(train, 'train', make_step_alone)
+  monkeypatch.setattr(onednn, 'is_available', lambda operand_dtype: True)
+  with pytest.raises(Enough):
+    train.train_and_evaluate(tiny_config({'model.dtype': 'bfloat16'}), str(tmp_path))
+  assert made == {'eval_step': ((), True), 'train_step': ((0,), True)}
 
 
 def test_the_seed_reaches_parameters_and_order(tiny_config, tmp_path, monkeypatch):
