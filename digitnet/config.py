@@ -7,6 +7,7 @@ allowed. Validation also refuses what is missing from either list.
 from collections.abc import Callable
 import json
 import math
+import sys
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -30,7 +31,9 @@ def _is_int(value):
 
 
 def _is_number(value):
-  return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
+  # Not by `math.isfinite`, which fails on a whole number of four hundred digits.
+  most = sys.float_info.max
+  return (_is_int(value) or isinstance(value, float)) and -most <= value <= most
 
 
 def _int(low, high=2**31 - 1):

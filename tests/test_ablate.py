@@ -12,8 +12,11 @@ import types
 
 import pytest
 
+from configs import ablations
 from digitnet import lock
+from digitnet import pictures
 from digitnet.checkpoint import Checkpoints
+from digitnet.errors import UserError
 from digitnet.workdir import Workdir
 from tests.conftest import QUICKLY_COMPILED
 from tests.conftest import ROOT
@@ -64,6 +67,28 @@ def test_a_killed_run_is_a_failed_one(tmp_path, capfd):
   assert 'baseline, repeat 0: failed: killed by signal 9' in capfd.readouterr().err
 
 
+def test_a_failed_run_leaves_the_others_and_a_mistake_ends_them(tmp_path, capfd, monkeypatch):
+  """One loss of NaN takes all other runs with it, or a mistake is made thirty times."""
+  args = argparse.Namespace(set=[], score_test=False, output=tmp_path)
+  asked = []
+
+  def run(code, stderr):
+    processes = types.SimpleNamespace(
+        run=lambda *_, **options: asked.append(options['env']) or (code, stderr)
+    )
+    return ablate._run('baseline', 0, args, processes)
+
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
+  assert run(1, 'a warning\ndigitnet: step 3: loss is nan\n') is None
+  assert 'repeat 0: failed: digitnet: step 3: loss is nan\n' in capfd.readouterr().err
+  # Else the first of several would take most of a GPU's memory; but that is the user's.
+  assert asked[-1]['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'false'
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'true')
+  with pytest.raises(UserError, match='baseline, repeat 0: no word'):
+    run(2, '')
+  assert asked[-1]['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'true'
+
+
 def test_nothing_to_compare_is_said_so():
   """A single run gets a spread and a p-value, or all failed ones a traceback."""
   rows = ablate.summarize({'baseline': [_run(1)], 'a': [_run(2)], 'b': [None]})
@@ -71,6 +96,54 @@ def test_nothing_to_compare_is_said_so():
   assert rows[2]['error'] is None and rows[2]['repeats'] == 0
   table = ablate.format_table(rows)
   assert '| `b` | 0 | - ± - | - | - | - | - | - |' in table
+
+
+def test_each_figure_stands_under_its_title():
+  """The p-value is read as the difference, or validation as test."""
+  row = dict(zip(ablate._COLUMNS, ('mine', 3, 1.5, 0.25, -0.5, 0.0625, 2.5, 99.6, 7000)))
+  titles, _, line = ablate.format_table([row]).splitlines()
+  cells = ([cell.strip() for cell in text.strip('|').split('|')] for text in (titles, line))
+  assert dict(zip(*cells, strict=True)) == {
+      'variant': '`mine`', 'runs': '3', 'wrong, % of validation': '1.500 ± 0.250',
+      'difference, points': '-0.500', 'p': '0.062', 'wrong, % of test': '2.500',
+      'images/s': '100', 'parameters': '7,000',
+  }  # fmt: skip
+
+
+def test_each_variant_is_run_once_beside_the_baseline(tmp_path, monkeypatch):
+  """Two runs write one workdir, there is nothing to compare with, or names are left out."""
+  asked = []
+
+  def run_all(variants, args):
+    asked.append(variants)
+    return {name: [_run(1)] * args.repeats for name in variants}
+
+  monkeypatch.setattr(ablate, '_run_all', run_all)
+  monkeypatch.setattr(pictures, 'dots', lambda errors: None)
+  monkeypatch.setattr(pictures, 'save', lambda figure, path: None)
+  for given in (['cosine', 'plain', 'cosine'], ['plain', 'baseline'], []):
+    monkeypatch.setattr(sys, 'argv', ['ablate.py', f'--output={tmp_path}', *given])
+    ablate.main()
+  assert asked == [
+      ['baseline', 'cosine', 'plain'], ['plain', 'baseline'], list(ablations.ABLATIONS),
+  ]  # fmt: skip
+
+
+def test_after_ctrl_c_no_other_run_begins(monkeypatch):
+  """Each Ctrl-C ends one run, and begins the next of hundreds."""
+  begun = []
+
+  def run(variant, repeat, *_):
+    begun.append(repeat)
+    if repeat == 0:
+      raise KeyboardInterrupt
+    time.sleep(0.05)
+
+  monkeypatch.setattr(ablate, '_run', run)
+  args = argparse.Namespace(jobs=1, repeats=20, first_repeat=0)
+  with pytest.raises(KeyboardInterrupt):
+    ablate._run_all(['plain'], args)
+  assert len(begun) < 5  # The next may have begun before it was told.
 
 
 def test_a_comparison_is_resumed_and_leaves_its_tables(tmp_path, run_python, tiny_flags):
@@ -150,6 +223,8 @@ def test_each_repeat_has_its_seed_and_fold():
       '--config.write_report=False',
       '--config.duration=3 steps', '--config.optim.b2=0.9', '--config.optim.b1=0.5',
   ]
+  args.score_test = True
+  assert '--config.score_test=True' in ablate._config_flags('plain', 12, args)
   args.set = ['data.num_folds=5']
   assert '--config.data.fold=2' in ablate._config_flags('plain', 12, args)
   args.set = ['data.fold=1']

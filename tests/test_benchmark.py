@@ -1,10 +1,14 @@
 """The benchmark: peers that compute the same, and tables that say what was measured."""
 
+import json
 import sys
+import types
 
 import pytest
 
+from configs import default
 from digitnet import machine
+from digitnet.data import batches
 from digitnet.errors import UserError
 from tests.conftest import ROOT
 
@@ -92,3 +96,108 @@ def test_a_peer_that_is_not_there_is_named(run_script, tmp_path):
   assert process.returncode == 2 and 'theano: no such peer' in process.stderr
   process = run_script('scripts/benchmark.py', '--measures', 'epoch')
   assert process.returncode == 2 and '--data=FOLDER' in process.stderr
+
+
+@pytest.fixture
+def peers(benchmark, monkeypatch, tmp_path):
+  """A benchmark of peers that are not there; `asked` of them, and their `answers` in turn."""
+
+  def build(*names, **args):
+    bench = benchmark.Bench(
+        types.SimpleNamespace(peers=names, repeats=2, batch_sizes=[8], **args), tmp_path, {}
+    )
+    bench.asked, bench.envs = [], []
+
+    class Worker:
+      started = 0.0
+
+      def __init__(self, peer, python, folder, env):
+        self.peer = peer
+        bench.envs.append((peer, env))
+
+      def ask(self, *command):
+        bench.asked.append((self.peer, *command))
+        return bench.answers(self.peer, *command)
+
+      __enter__ = lambda self: self
+      __exit__ = lambda self, *_: None
+
+    monkeypatch.setattr(benchmark, 'Worker', Worker)
+    return bench
+
+  return build
+
+
+def test_bfloat16_differs_by_no_more_than_its_rounding(peers, monkeypatch):
+  """Another network is timed in eight bits, or none ever is."""
+  monkeypatch.setattr(machine, 'devices', lambda: {'platform': 'cpu'})
+  bench = peers('digitnet', 'digitnet-bf16')
+  losses = {'digitnet': 2.3, 'digitnet-bf16': 2.31}
+  bench.answers = lambda peer, do, *_: {} if do == 'versions' else losses[peer]
+  assert [row['median'] for row in bench.check_losses()] == [2.3, 2.31]
+  losses['digitnet-bf16'] = 2.33
+  with pytest.raises(UserError, match='digitnet-bf16: its loss is 2.33, not 2.3'):
+    bench.check_losses()
+
+
+def test_peers_are_timed_by_turns_without_the_first_time(peers):
+  """A slow minute meets one peer alone, or the page faults of a turn's start are timed."""
+  bench = peers('digitnet', 'torch')
+  bench.answers = lambda peer, do, size, num: [9.0] * (num == 5) + [1.0, 2.0, 3.0, 2.5]
+  rows = bench._alternate('train', 8, 4)
+  assert [(row['peer'], row['values']) for row in rows] == [
+      ('digitnet', [2.25, 2.25]), ('torch', [2.25, 2.25]),
+  ]  # fmt: skip
+  turns = [('digitnet', 'train', 8, 5), ('torch', 'train', 8, 5)]
+  assert bench.asked == [('digitnet', 'train', 8, 3), ('torch', 'train', 8, 3), *turns, *turns]
+
+
+def test_a_cold_start_has_an_empty_cache(peers):
+  """What the first round compiled makes the cold starts of all others warm."""
+  bench = peers('digitnet', 'torch')
+  bench.answers = lambda *_: [1.0]
+  rows = bench.start()
+  assert [(row['case'], row['peer']) for row in rows] == [
+      (state, peer) for peer in ('digitnet', 'torch') for state in ('cold', 'warm')
+  ]
+  assert all(len(row['values']) == 2 for row in rows)
+  caches = [env['JAX_COMPILATION_CACHE_DIR'] for _, env in bench.envs]
+  assert caches[::2] == caches[1::2] and len(set(caches)) == 4
+
+
+def test_a_pass_beside_as_many_bare_steps(benchmark, peers, monkeypatch):
+  """The cost of a pass is told against other steps than it has, or as theirs."""
+  size = default.get_config().batch_size
+  assert benchmark._STEPS_A_PASS == batches.num_steps_per_pass(37_800, size)
+  bench = peers('linen', 'digitnet')
+  monkeypatch.setattr(bench, '_time_steps', lambda peer: [0.125, 0.375])
+  monkeypatch.setattr(bench, '_time_pass', lambda peer: 80.0)
+  assert [(row['peer'], row['median']) for row in bench.epoch()] == [
+      ('digitnet', 80.0), ('digitnet, its steps alone', 74.0),
+  ]  # fmt: skip
+
+
+def test_the_files_are_what_was_printed(benchmark, monkeypatch, tmp_path, capsys):
+  """An hour of measurements ends in an error, or fewer images are timed than is said."""
+  prepared = []
+  monkeypatch.setattr(benchmark, '_write_inputs', lambda folder, num: prepared.append(num))
+
+  def rows(measure, sizes):
+    return [benchmark._row(measure, size, peer, [0.5]) for size in sizes for peer in 'ab']
+
+  bench = types.SimpleNamespace(
+      versions={'a': '1'}, check_losses=lambda: [benchmark._row('loss', '', 'a', [2.0])],
+      train=lambda: rows('train', [2]), infer=lambda: rows('infer', [3, 700]),
+  )  # fmt: skip
+  monkeypatch.setattr(benchmark, 'Bench', lambda *_: bench)
+  monkeypatch.setattr(benchmark, '_known_peers', lambda: ['a', 'b'])
+  monkeypatch.setattr(sys, 'argv', [
+      'benchmark.py', '--peers', 'a', 'b', '--measures', 'train', 'infer', '--batch_sizes', '2',
+      '--infer_sizes', '3', '700', f'--output={tmp_path}',
+  ])  # fmt: skip
+  benchmark.main()
+  assert prepared == [700]
+  assert (tmp_path / 'benchmark.md').read_text() == capsys.readouterr().out[:-1]
+  report = json.loads((tmp_path / 'benchmark.json').read_text())
+  assert len(report['rows']) == 7 and report['rows'][-1]['case'] == 700
+  assert (tmp_path / 'benchmark.png').stat().st_size > 10_000

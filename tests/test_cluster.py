@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import types
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from digitnet import cluster
 from digitnet.errors import TrainingFailed
+from digitnet.errors import UserError
 from digitnet.metrics_log import read_metrics
 from digitnet.workdir import Workdir
 from tests.conftest import QUICKLY_COMPILED
@@ -105,6 +108,134 @@ def test_a_cloud_tpu_is_asked_for_its_hosts(monkeypatch):
   assert cluster.launcher() is None
 
 
+@pytest.mark.parametrize(
+    'devices, platforms, libraries, found',
+    [
+        ({'/dev/accel0'}, '', {'libtpu'}, 'Cloud TPU'),
+        ({'/dev/vfio/0'}, 'tpu,cpu', {'libtpu'}, 'Cloud TPU'),
+        # A GPU that a virtual machine was given, and a host without either.
+        ({'/dev/vfio/0'}, '', set(), None),
+        ({'/dev/vfio/vfio'}, '', {'libtpu'}, None),
+    ],
+)
+def test_a_tpu_is_told_by_its_device_and_its_library(
+    monkeypatch, devices, platforms, libraries, found
+):
+  """Newer chips are overlooked, or a run on a GPU waits for a TPU's metadata."""
+  monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  with monkeypatch.context() as patch:
+    patch.setattr(cluster.importlib.util, 'find_spec', libraries.__contains__)
+    patch.setattr(cluster.os.path, 'exists', devices.__contains__)
+    started_by = cluster.launcher()
+  assert started_by == found
+
+
+@pytest.fixture
+def join(monkeypatch):
+  """Calls `cluster.start` with a JAX that joins nobody; tells what came of it."""
+
+  def run(process_id, fault=None):
+    seen = types.SimpleNamespace(is_silent=False)
+
+    class Timer(threading.Timer):
+
+      def start(self):
+        seen.patience = self
+
+    def initialize(*given, **options):
+      seen.given, seen.options = given, options
+      if fault:
+        raise fault
+
+    for owner, name, value in (
+        (cluster.jax.distributed, 'initialize', initialize),
+        (cluster.jax, 'process_index', lambda: process_id),
+        (cluster.threading, 'Timer', Timer),
+        (cluster.cli, 'leave_at_once_if_failed', lambda: None),
+        (cluster.console, 'silence', lambda: setattr(seen, 'is_silent', True)),
+    ):
+      monkeypatch.setattr(owner, name, value)
+    seen.error = None
+    try:
+      cluster.start('h:1', 2, process_id, timeout=5)
+    except TrainingFailed as error:
+      seen.error = str(error)
+    return seen
+
+  return run
+
+
+@pytest.mark.parametrize('process_id', [0, 1])
+def test_a_cluster_that_was_joined_is_kept(join, process_id):
+  """A run ends 25 seconds after its start, as one whose others never came.
+
+  Or each line comes from every process, or a machine that hangs is missed for minutes.
+  """
+  seen = join(process_id)
+  assert seen.given == ('h:1', 2, process_id) and seen.error is None
+  assert seen.options['heartbeat_timeout_seconds'] == cluster._HEARTBEAT_SECONDS
+  # Else JAX would be the first to give up, by a crash.
+  assert seen.options['initialization_timeout'] > seen.patience.interval == 5
+  assert seen.patience.finished.is_set()
+  assert seen.is_silent == (process_id != 0)
+
+
+@pytest.mark.parametrize(
+    'fault', [RuntimeError('port taken'), ValueError('bad'), KeyError('SLURM_LOCALID')]
+)
+def test_a_cluster_that_cannot_be_joined_is_told_in_a_line(join, fault):
+  """A port that is taken ends in a traceback of JAX', and a second end 25 seconds later."""
+  seen = join(1, fault)
+  assert seen.error.startswith('process 1 of 2 cannot join h:1 (')
+  assert seen.patience.finished.is_set()
+
+
+@pytest.mark.parametrize(
+    'given, says',
+    [
+        ((None, None, 1), 'name the address of process 0 too'),
+        (('h:1', 2, None), 'name --num_processes and --process_id too'),
+        (('h:1', None, 0), 'name --num_processes and --process_id too'),
+        (('h:port', 2, 0), 'must be HOST:PORT'),
+        ((':1', 2, 0), 'must be HOST:PORT'),
+    ],
+)
+def test_half_a_cluster_is_none(monkeypatch, given, says):
+  """A process trains alone in the workdir of all, or ends in a traceback."""
+
+  def join(*_, **__):
+    raise AssertionError('joined')
+
+  monkeypatch.setattr(cluster.jax.distributed, 'initialize', join)
+  with pytest.raises(UserError, match=says):
+    cluster.start(*given, timeout=5)
+
+
+@pytest.mark.parametrize('process_id', [0, 1])
+def test_what_the_main_process_sends_arrives_to_the_bit(monkeypatch, process_id):
+  """A cluster resumes with 0.0 where -0.0 was, and its bits are not those saved."""
+  like = {
+      'a': jax.ShapeDtypeStruct((2, 2), np.float32), 'b': jax.ShapeDtypeStruct((), np.int32)
+  }
+  sent = {'a': np.float32([[-0.0, 1.5], [np.nan, -2]]).T, 'b': np.int32(-7)}
+  tree = sent if process_id == 0 else None
+  monkeypatch.setattr(cluster, 'count', lambda: 2)
+  monkeypatch.setattr(cluster, 'is_main', lambda: process_id == 0)
+  from_main = iter(sent.values())
+
+  def broadcast(x):  # As JAX does it: a sum over processes, of which the others bring zeros.
+    other = np.zeros_like(x)
+    if process_id:
+      other = np.ascontiguousarray(next(from_main)).reshape(-1).view(x.dtype).reshape(x.shape)
+    return x + other
+
+  monkeypatch.setattr(cluster.multihost_utils, 'broadcast_one_to_all', broadcast)
+  received = cluster.arrays_from_main(tree, like)
+  for name, x in received.items():
+    assert (x.shape, x.dtype) == (like[name].shape, like[name].dtype)
+    assert x.tobytes() == sent[name].tobytes()
+
+
 @pytest.fixture(scope='module')
 def one_process(train_tiny):
   return train_tiny('20 steps', {'log_every': '1 steps'})
@@ -172,3 +303,11 @@ def test_memory_that_runs_out_is_not_blamed_on_another(monkeypatch, text, raised
   with pytest.raises(raised, match=says):
     with cluster.together():
       raise jax.errors.JaxRuntimeError(text)
+
+
+def test_a_fault_of_the_only_process_is_its_own(monkeypatch):
+  """A run of one process says that another has ended, and hides where it failed."""
+  monkeypatch.setattr(cluster, 'count', lambda: 1)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL: a fault'):
+    with cluster.together():
+      raise jax.errors.JaxRuntimeError('INTERNAL: a fault')

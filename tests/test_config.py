@@ -16,6 +16,7 @@ from configs import quick
 from configs import record
 from configs import speedrun
 from configs import tpu
+from digitnet import augment
 from digitnet import config as config_lib
 from digitnet.errors import UserError
 
@@ -121,6 +122,28 @@ def test_no_default_hides_in_the_package():
         ('augment.mixup', 1e39),
         ('augment.noise_share', 1.5),
         ('augment.inverted_share', -0.1),
+        ('batch_size', True),
+        ('seed', 2**31),
+        ('accumulation', 0),
+        ('all_reduce_dtype', 'float16'),
+        ('data.dir', None),
+        ('data.manual_dir', 7),
+        ('model.matmul_dtype', 'int8'),
+        ('augment.elastic', -0.1),
+        ('augment.thickness', 1.1),
+        ('augment.noise', -0.1),
+        ('augment.cutout', -1.0),
+        ('fade.duration', 'soon'),
+        ('fade.scale', 1.1),
+        ('optim.rate_scaling', 'cubic'),
+        ('optim.reference_batch_size', 0),
+        ('optim.b2', 1.0),
+        ('optim.weight_decay', -0.1),
+        ('optim.clip_norm', -1.0),
+        ('optim.label_smoothing', 1.0),
+        ('optim.average_decay', 1.0),
+        ('score_test', 'False'),
+        ('write_report', 1),
     ],
 )
 def test_bad_values_are_named(name, value):
@@ -131,6 +154,13 @@ def test_bad_values_are_named(name, value):
   with pytest.raises(UserError, match=re.escape(f'config.{name}')) as error:
     config_lib.validate(config)
   assert 'must' in str(error.value)
+
+
+def test_a_number_of_four_hundred_digits_is_refused():
+  """An edited config.json ends in a traceback of Python's."""
+  for number in (10**400, -(10**400)):
+    assert not config_lib.RULES['augment.rotation'].holds(number)
+    assert not config_lib.RULES['optim.weight_decay'].holds(number)
 
 
 def test_an_average_in_eight_bits_is_refused():
@@ -152,6 +182,9 @@ def test_too_many_blocks_are_refused():
   )
   with pytest.raises(UserError, match='at most 4'):
     config_lib.validate(config)
+  for name in ('conv_features', 'kernel_sizes', 'conv_dropout_rates'):
+    config.model[name] = config.model[name][:4]
+  config_lib.validate(config)
 
 
 def test_unknown_and_missing_fields_are_named():
@@ -203,6 +236,25 @@ def test_unknown_ablation_lists_the_known():
     ablations.get_config('nodropout')
 
 
+def test_every_ablation_is_a_recipe_of_its_own():
+  """A variant is the baseline under another name, or of another recipe than `record`."""
+  recipes = {
+      json.dumps(config_lib.flatten(ablations.get_config(name)), sort_keys=True)
+      for name in ablations.ABLATIONS
+  }
+  assert len(recipes) == len(ablations.ABLATIONS)
+  baseline, whole = (config_lib.flatten(c.get_config()) for c in (ablations, record))
+  assert baseline == whole
+
+
+def test_what_an_ablation_takes_away_is_gone():
+  """A change of the images that came later stays where all are said to be taken away."""
+  for name in ('no_augmentation', 'plain'):
+    assert not augment.Strengths(**ablations.get_config(name).augment).is_any, name
+  model = ablations.get_config('no_dropout').model
+  assert not any(model.conv_dropout_rates + model.dense_dropout_rates)
+
+
 def test_the_oldest_run_of_all_goes_on():
   """A knob was added, and what it was before has been forgotten."""
   with zipfile.ZipFile(ROOT / 'tests/faults/golden/format0.zip') as golden:
@@ -240,7 +292,15 @@ def test_what_a_state_is_made_of_cannot_change():
   assert config_lib.FIXED >= {
       'model.kernel_sizes', 'model.conv_features', 'model.dense_features',
       'optim.average_decay', 'data.fold',
+      # Else it validates on what it was trained on, or restores rounded parameters.
+      'data.split', 'data.split_seed', 'data.num_folds', 'model.param_dtype',
   }  # fmt: skip
+
+
+def test_every_knob_but_where_the_data_lie_matters():
+  """A resumed run trains otherwise in silence; or it cannot go on where its data moved."""
+  free = {name for name in config_lib.RULES if not config_lib.differences({name: 0}, {name: 1})}
+  assert free == {'data.dir', 'data.manual_dir', 'write_report'}
 
 
 def test_a_sealed_test_split_can_be_opened_later():

@@ -13,6 +13,7 @@ from digitnet.errors import UserError
         ('1 epoch', 100),
         ('0.5 epochs', 50),
         ('0.999 epochs', 100),  # to the nearest
+        ('0.501 epochs', 50),
         ('0.001 epochs', 1),  # never none at all
         ('7 steps', 7),
         ('1 step', 1),
@@ -25,7 +26,10 @@ def test_to_steps(text, steps):
   assert durations.to_steps(text, steps_per_epoch=100) == steps
 
 
-@pytest.mark.parametrize('text', ['', '8', 'epochs', '-1 epochs', '1.5 steps', '8 days', 'nan epochs'])
+@pytest.mark.parametrize(
+    'text',
+    ['', '8', 'epochs', '-1 epochs', '1.5 steps', '8 days', '8 epochs.', 'nan epochs'],
+)
 def test_other_texts_are_refused(text):
   """A duration without a unit is taken for one or the other."""
   with pytest.raises(UserError, match='is not a duration'):

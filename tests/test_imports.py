@@ -112,5 +112,8 @@ def test_every_test_file_is_named_after_what_it_tests():
   """Tests that nobody finds."""
   tests = {path.stem.removeprefix('test_') for path in (ROOT / 'tests').glob('test_*.py')}
   names = {name.rpartition('.')[2] for name, _ in _modules()}
-  end_to_end = {'ablate', 'benchmark', 'browser', 'export', 'collectives', 'devices', 'imports', 'launch_local', 'tpu', 'main', 'readme', 'scaling', 'setup'}
+  end_to_end = {
+      'ablate', 'benchmark', 'browser', 'collectives', 'devices', 'export', 'imports',
+      'launch_local', 'main', 'readme', 'scaling', 'setup', 'soak', 'tpu',
+  }  # fmt: skip
   assert tests - names <= end_to_end

@@ -1,16 +1,22 @@
 """The local cluster: its lines, its one Ctrl-C, its exit codes."""
 
+import argparse
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 from digitnet.workdir import Workdir
 from tests.conftest import QUICKLY_COMPILED
 from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / 'scripts'))
+import launch_local
 
 
 @pytest.fixture
@@ -102,3 +108,89 @@ def test_mistakes_are_told(run_python, flags, complaint):
   process = run_python('scripts/launch_local.py', *flags)
   assert process.returncode == 2
   assert complaint in process.stderr and 'Traceback' not in process.stderr
+
+
+class _Process:
+  """One that is not there: ends with its code, or, where that is None, when it is killed."""
+
+  def __init__(self, code=0, **_):
+    self.code, self.signals, self.polls, self.stdout = code, [], 0, ()
+
+  def poll(self):
+    self.polls += 1
+    assert self.polls < 1000, 'waited for ever'
+    return self.code
+
+  def send_signal(self, signum):
+    self.signals.append(signum)
+
+  def kill(self):
+    self.code = -signal.SIGKILL
+
+  def wait(self):
+    return self.code
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+  """A cluster of processes that are not there; its clock has one second a look."""
+  clock = types.SimpleNamespace(monotonic=itertools.count().__next__, sleep=lambda _: None)
+  monkeypatch.setattr(launch_local, 'time', clock)
+
+  def build(*codes):
+    cluster = launch_local._Cluster(None, [])
+    cluster._processes = [_Process(code) for code in codes]
+    return cluster
+
+  return build
+
+
+@pytest.mark.parametrize(
+    'codes, code',
+    [
+        ((0, 0), 0), ((1, 1), 1), ((0, 143), 143), ((1, 2), 2), ((2, 1), 2), ((1, -9), 137),
+    ],
+)  # fmt: skip
+def test_the_code_is_of_the_process_that_knows_why(cluster, codes, code):
+  """The code is that of a process which only lost another one."""
+  assert cluster(*codes)._wait() == code
+
+
+def test_who_does_not_end_is_killed_after_a_while(cluster, capsys):
+  """A process that hangs keeps the launcher for ever; or nobody gets the time to save."""
+  hanging = cluster(143, None)
+  assert hanging._wait() == 143
+  assert 'killing processes [1]' in capsys.readouterr().err
+  assert hanging._processes[1].polls > launch_local._PATIENCE_SECONDS
+
+
+def test_a_second_signal_insists(cluster):
+  """Ctrl-C cannot end a cluster that hangs in a save."""
+  stopped = cluster(None, 0, None)
+  for _ in range(2):
+    stopped._stop(signal.SIGINT, None)
+  asked_and_killed = [signal.SIGTERM, signal.SIGKILL]
+  assert [p.signals for p in stopped._processes] == [asked_and_killed, [], asked_and_killed]
+
+
+def test_what_each_process_is_told(monkeypatch):
+  """Two have one number, the terminal's Ctrl-C ends them in mid-step, or flags are lost."""
+  told = []
+
+  def start(command, **options):
+    told.append((command, options))
+    return _Process()
+
+  monkeypatch.setattr(signal, 'signal', lambda *_: None)
+  monkeypatch.setattr(subprocess, 'Popen', start)
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=x')
+  args = argparse.Namespace(processes=2, devices_per_process=3)
+  assert launch_local._Cluster(args, ['--quiet']).run() == 0
+  (first, _), (second, options) = told
+  assert first[2:4] == second[2:4] and first[3] == '--num_processes=2'
+  assert first[4:] == ['--process_id=0', '--quiet']
+  assert second[4:] == ['--process_id=1', '--quiet']
+  assert options['start_new_session'] and options['env']['JAX_PLATFORMS'] == 'cpu'
+  assert options['env']['XLA_FLAGS'].split() == [
+      '--xla_dump_to=x', '--xla_force_host_platform_device_count=3',
+  ]  # fmt: skip

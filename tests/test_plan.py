@@ -2,8 +2,12 @@
 
 import pytest
 
+from configs import ablations
 from configs import default
 from configs import quick
+from configs import record
+from configs import speedrun
+from configs import tpu
 from digitnet.errors import UserError
 from digitnet.plan import Plan
 
@@ -15,6 +19,7 @@ from digitnet.plan import Plan
         (default, 970, 48, 576, 96),
         (quick, 37_800, 296, 888, 222),  # three passes over MNIST
         (quick, 970, 48, 144, 36),  # eighteen over the bundled digits
+        (tpu, 37_800, 37, 444, 74),  # an epoch stays one pass
     ],
 )
 def test_presets_in_steps(config, num_train, per_epoch, last, warmup):
@@ -38,3 +43,21 @@ def test_more_steps_than_can_be_counted_are_refused(field, value):
 def test_a_part_of_an_epoch_is_told():
   """Every line of the log is of a whole epoch, and the curves have steps."""
   assert Plan.make(quick.get_config(), 970).epoch(36) == 36 / 48
+
+
+@pytest.mark.parametrize(
+    'config, per_epoch, last, warmup, evaluations, saves',
+    [
+        (speedrun.get_config(), 148, 2_220, 296, 8, 2),
+        (record.get_config(), 74, 22_200, 1_665, 5, 10),
+        # A quarter of the images that `record` sees.
+        (ablations.get_config('recipe_11'), 148, 11_100, 832, 5, 5),
+    ],
+)
+def test_longer_presets_in_steps(config, per_epoch, last, warmup, evaluations, saves):
+  """A preset takes another time, or chooses among more validations, than it says."""
+  plan = Plan.make(config, 37_800)
+  assert (plan.steps_per_epoch, plan.last_step, plan.warmup) == (per_epoch, last, warmup)
+  steps = range(1, last + 1)
+  assert sum(map(plan.evaluates_at, steps)) == evaluations
+  assert sum(map(plan.saves_at, steps)) == saves

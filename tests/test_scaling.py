@@ -54,6 +54,31 @@ def test_the_script_prints_and_leaves_its_tables(run_script, tmp_path):
       check=True,
   )
   assert (tmp_path / 'scaling.md').read_text() == process.stdout
+  assert process.stdout == scaling.table(scaling.the_network(), 2, 0.5, 8192) + '\n'
   assert all(process.stdout.count(f'| {name} |') == 2 for name in scaling.CHIPS)
   assert (tmp_path / 'scaling.png').exists()
   assert run_script('scripts/scaling.py', '--efficiency=1.5').returncode == 2
+
+
+def test_the_flags_reach_the_tables(run_script):
+  """The tables are of another efficiency or batch than their titles were asked for."""
+  process = run_script('scripts/scaling.py', '--efficiency=0.8', '--batch_size=1024', check=True)
+  assert process.stdout == scaling.table(scaling.the_network(), 4, 0.8, 1024) + '\n'
+
+
+def test_the_readme_has_the_tables_of_today():
+  """A chip's figures or the model of a step changed, and what is read of them did not."""
+  tables = scaling.table(scaling.the_network(), 4, 0.5, 8192)
+  assert tables in (ROOT / 'scripts/README.md').read_text()
+
+
+def test_the_three_parts_of_a_step():
+  """The optimizer's passes are left out, or each chip computes the whole batch."""
+  chip = scaling.Chip(flops=10.0, memory=8.0, links=2.0)
+  arithmetic, optimizer, all_reduce = scaling.step_seconds(
+      scaling.Network(flops=3.0, parameters=5), chip, num_chips=4, batch_size=8, bytes_each=2
+  )
+  assert arithmetic == pytest.approx(3 * 8 / 4 / (10 * scaling._ATTAINED))
+  # Each of the eight passes over four bytes a parameter.
+  assert optimizer == pytest.approx(8 * 4 * 5 / 8)
+  assert all_reduce == scaling.all_reduce_seconds(5 * 2, chip, 4)

@@ -65,3 +65,17 @@ finally:
   )
   assert process.returncode == 128 + signum
   assert process.stdout == '' and 'second signal' in process.stderr
+
+
+def test_before_there_is_work_the_system_acts(signum):
+  """SIGTERM in compilation is lost where the caller had no handler of its own."""
+  code = f"""
+import os, signal, time
+from digitnet import signals
+signal.signal({int(signum)}, signal.SIG_DFL)
+with signals.stop_request():
+  os.kill(os.getpid(), {int(signum)})
+  time.sleep(5)
+"""
+  process = subprocess.run([sys.executable, '-c', code], timeout=60)
+  assert process.returncode == -signum

@@ -102,6 +102,63 @@ def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu, tmp_path):
   ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    'flags, runtime',
+    [
+        (['--type=v2-8'], 'tpu-ubuntu2204-base'),
+        (['--type=v3-8'], 'tpu-ubuntu2204-base'),
+        (['--type=v4-32'], 'tpu-ubuntu2204-base'),
+        ([], 'v2-alpha-tpuv5-lite'),
+        (['--type=v5p-8'], 'v2-alpha-tpuv5'),
+        (['--type=v6e-1'], 'v2-alpha-tpuv6e'),
+        (['--type=v6e-1', '--runtime=newer'], 'newer'),
+    ],
+)
+def test_each_generation_has_its_software(tpu, flags, runtime):
+  """A TPU comes up, is paid for, and finds no driver."""
+  for way, flag in ((), '--runtime-version'), (('--on_demand',), '--version'):
+    process, _ = tpu('create', *_AT, *flags, *way, '--dry_run')
+    assert f' {flag}={runtime} ' in process.stdout.splitlines()[0], process.stderr
+
+
+def test_every_command_asks_in_the_project_that_was_named(tpu):
+  """A TPU is created in one project, and looked for in another."""
+  project, bucket = '--project=mine', '--bucket=gs://mine/runs'
+  there = {_STATE: _states('ACTIVE')}
+  for command in ('create', 'setup', 'run', 'status', 'logs', 'delete'):
+    process, calls = tpu(command, *_AT, project, bucket, scenario=there)
+    assert process.returncode == 0, process.stderr
+    assert calls and all(project in call.split() for call in calls), calls
+  process, _ = tpu('results', *_AT, project, bucket, '--dry_run')  # Else it makes a folder.
+  (call,) = [line for line in process.stdout.splitlines() if line.startswith('gcloud')]
+  assert project in call.split()
+
+
+@pytest.mark.parametrize('worker', ['3', 'all'])
+def test_logs_are_of_the_host_that_was_named(tpu, worker):
+  """Host 0 alone can be asked why another one failed."""
+  _, (call,) = tpu('logs', *_AT, f'--worker={worker}')
+  assert f' --worker={worker} ' in call
+
+
+def test_flags_with_blanks_arrive_whole(tpu):
+  """`3 epochs` becomes `3`, and a TPU is paid for while nothing runs on it."""
+  flags = ['--config.duration=3 epochs', "--config.model.kernel_sizes=(3, 3)", '--config.a=$b']
+  process, (call,) = tpu('run', *_AT, '--', *flags)
+  assert process.returncode == 0, process.stderr
+  command = call.partition('--command=')[2].removesuffix(' --zone=us-west4-a')
+  assert shlex.split(command)[2:] == ['start', 'digits', '', *flags]
+  assert 'the run is lost with the TPU' in process.stderr
+
+
+def test_a_host_that_refuses_is_asked_once(tpu):
+  """A setup that failed counts as done, or is tried three times."""
+  for command, says in (('setup', 'setup failed'), ('run', 'not started on every host')):
+    process, calls = tpu(command, *_AT, scenario={'tpu-vm ssh': [{'code': 3}]})
+    assert process.returncode == 1 and says in process.stderr
+    assert sum('ssh' in call for call in calls) == 1
+
+
 def test_create_waits_in_the_queue(tpu):
   """It goes on before the TPU is there, or does not say what it waits for."""
   process, calls = tpu('create', *_AT, scenario={
@@ -154,6 +211,8 @@ def test_create_twice_waits_for_the_first(tpu):
          'gcloud auth login'),
         ({_STATE: _states(None, 'WAITING_FOR_RESOURCES', 'FAILED')}, 'the request failed'),
         ({_STATE: _states(None, 'PROVISIONING', 'SUSPENDED')}, 'taken back before'),
+        ({_STATE: _states(None, 'PROVISIONING', 'PREEMPTED')}, 'taken back before'),
+        ({_STATE: _states(None, 'WAITING_FOR_RESOURCES', None)}, 'the request is gone'),
         ({_STATE: _states(None, 'CREATING', 'STOPPED')}, 'is STOPPED: delete it'),
         ({_STATE: _states('TERMINATED')}, 'is TERMINATED: delete it first'),
     ],
@@ -165,7 +224,19 @@ def test_faults_of_the_platform_are_explained(tpu, scenario, says):
   assert says in process.stderr and 'costs money' in process.stderr
 
 
-def test_a_preempted_run_is_resumed(tpu):
+@pytest.mark.parametrize('state', ['FAILED', 'PREEMPTED', 'STOPPED'])
+def test_what_stands_in_the_way_of_a_resume_is_deleted(tpu, state):
+  """Resume says that resume does all of it, and does nothing."""
+  process, calls = tpu('resume', *_AT, '--bucket=gs://mine/runs', scenario={
+      _STATE: _states(state, state, None, 'ACTIVE'),
+  })  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  assert [call.split()[3] for call in calls if 'queued' in call and 'describe' not in call] == [
+      'delete', 'create',
+  ]  # fmt: skip
+
+
+def test_a_preempted_run_is_resumed(tpu, tmp_path):
   """The dead TPU stands in the way of the new one, or the run starts with other flags."""
   bucket = '--bucket=gs://mine/runs'
   gone = _states('SUSPENDED')
@@ -181,6 +252,8 @@ def test_a_preempted_run_is_resumed(tpu):
       'tpu-vm ssh',
   ]  # fmt: skip
   assert calls[-1].endswith("'gs://mine/runs' --config.seed=3 --zone=us-west4-a")
+  assert (tmp_path / 'digitnet-digits.bundle').stat().st_size > 10_000
+  assert 'costs money' in process.stderr.splitlines()[-1]  # Though one was deleted.
 
 
 def test_what_was_created_on_demand_is_found_and_deleted_without_that_flag(tpu):
@@ -231,6 +304,9 @@ def test_a_dropped_connection_is_tried_again(tpu, drops, code):
         ('create --zone=us-west4-a --name=digits --sport', '--sport'),
         ('run --zone=us-west4-a --name=digits --bucket=mine', 'gs://'),
         ('resume --zone=us-west4-a --name=digits', '--bucket'),
+        ('results --zone=us-west4-a --name=digits', '--bucket'),
+        ('logs --zone=us-west4-a --name=digits --worker=x', '--worker=x'),
+        ('create --zone=us-west4-a --name=digits --poll=soon', '--poll=soon'),
         ('run --zone=us-west4-a --name=digits -- --workdir=x', '--workdir=x'),
     ],
 )
@@ -306,6 +382,10 @@ case "$*" in *version*) echo 0.12.0 ;; esac' >{python}
   log = host.log.read_text()
   assert 'brought uv' in log and 'uv python install -q 3.12' in log
   assert '--require-hashes' in log and 'jax[tpu]==0.12.0' in log
+  # And it is the commit that was brought, before anything of it is installed.
+  assert log.splitlines()[:2] == [
+      'git fetch -q ../digitnet.bundle HEAD', 'git checkout -qf --detach FETCH_HEAD',
+  ]  # fmt: skip
 
 
 _TRAINER = """
@@ -342,6 +422,8 @@ def test_a_run_outlives_the_connection_and_is_mirrored(host):
       'main main.py --workdir=runs/digits --start_timeout=300 --config=configs/tpu.py'
   ) == 1
   assert 'saved' in lines[:-1] and lines[-1].endswith('runs/digits gs://mine/runs/digits')
+  # Not what is half written, nor what the run has removed: checkpoints would pile up.
+  assert '--delete-unmatched-destination-objects --exclude=.*(tmp|lock).* ' in lines[-1]
   _until(lambda: 'not running' in host('status', 'digits').stdout)
 
 
@@ -350,6 +432,7 @@ def test_a_run_outlives_the_connection_and_is_mirrored(host):
     [
         ('gcloud', 'echo "ERROR: One or more URLs matched no objects." >&2; exit 1', True),
         ('gcloud', 'echo "ERROR: token expired" >&2; exit 1', False),
+        ('gcloud', '[ "$2" = ls ]', False),  # It is there, and its copy fails.
         ('curl', 'exit 22', False),
     ],
 )
@@ -361,6 +444,16 @@ def test_a_run_that_cannot_be_brought_back_is_not_begun_anew(host, tool, fault, 
   log = host.tree / 'runs/digits.log'
   _until(lambda: 'not running' in host('status', 'digits').stdout)
   assert ('main main.py' in host.log.read_text()) == starts, log.read_text()
+
+
+def test_a_run_without_a_bucket_asks_for_none(host):
+  """It ends before it began, since there is nothing to bring back."""
+  _executable(host.tree / '.venv/bin/python', f'echo "main $*" >>{host.log}; exit 7')
+  host('start', 'digits', '', '--quiet')
+  _until(lambda: 'ended with code 7' in (host.tree / 'runs/digits.log').read_text())
+  assert host.log.read_text() == (
+      'main main.py --workdir=runs/digits --start_timeout=300 --quiet\n'
+  )
 
 
 def test_only_the_first_host_has_the_workdir(host):
