@@ -258,6 +258,35 @@ def efficiency(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]):
     return figure
 
 
+def throughput(panels: Mapping[str, Mapping[str, Mapping[int, float]]], title: str):
+  """Images a second of programs side by side, at several batch sizes.
+
+  Args:
+    panels: by title, by program, by batch size.
+    title: above all.
+  """
+  with matplotlib.rc_context({**_STYLE, 'axes.grid.axis': 'y'}):
+    figure, (axes,) = _subplots(1, len(panels), figsize=(11, 4.5))
+    for axis, (name, rates) in zip(axes, panels.items()):
+      sizes = list(dict.fromkeys(size for of_one in rates.values() for size in of_one))
+      width = 0.8 / max(1, len(rates))
+      for i, (program, of_one) in enumerate(rates.items()):
+        left = (i - (len(rates) - 1) / 2) * width
+        axis.bar(
+            [sizes.index(size) + left for size in of_one], of_one.values(), width * 0.92,
+            label=program, color=_RUN_COLOURS[i % len(_RUN_COLOURS)],
+            hatch='//' * (i // len(_RUN_COLOURS)), edgecolor='white',
+        )  # fmt: skip
+      axis.set_xticks(range(len(sizes)), sizes)
+      axis.set_xlabel('batch size')
+      axis.set_title(name, loc='left')
+      axis.grid(False, axis='x')
+    axes[0].set_ylabel('images a second')
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=5)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def styles(
     names: Sequence[str], originals: Sequence[np.ndarray], seen: Sequence[np.ndarray]
 ):

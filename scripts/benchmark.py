@@ -39,6 +39,11 @@ from digitnet.errors import UserError
 _HERE = pathlib.Path(__file__).parent
 _MEASURES = ('train', 'stream', 'infer', 'start', 'memory', 'epoch')
 _DEFAULT_MEASURES = ('train', 'infer', 'start', 'memory')
+_DRAWN = {
+    'train': 'training',
+    'stream': 'training, no step waited for',
+    'infer': 'inference',
+}
 
 
 def main() -> None:
@@ -102,7 +107,7 @@ def main() -> None:
   if output:
     (output / 'benchmark.json').write_text(json.dumps(report, indent=1))
     (output / 'benchmark.md').write_text(tables)
-    _plot(report, args.peers, output / 'benchmark.png')
+    _plot(report, output / 'benchmark.png')
 
 
 class Worker:
@@ -380,34 +385,18 @@ def _cell(rows, measure, case, peer, reference):
   return text + f", {median / first['median']:.2f}x"
 
 
-def _plot(report, peers, path):
-  """Images a second of every peer, at every batch size."""
-  import matplotlib
+def _plot(report, path):
+  """Images a second of every peer, where steps or inference have been timed."""
+  from digitnet import pictures  # Which brings matplotlib.
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt
-
-  figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout='constrained')
-  for ax, measure in zip(axes, ('train', 'infer')):
-    rows = [r for r in report['rows'] if r['measure'] == measure]
-    cases = list(dict.fromkeys(r['case'] for r in rows))
-    width = 0.8 / len(peers)
-    for i, peer in enumerate(peers):
-      mine = {r['case']: r for r in rows if r['peer'] == peer}
-      places = [j + (i - (len(peers) - 1) / 2) * width for j in range(len(cases))]
-      rates = [case / mine[case]['median'] for case in cases]
-      ax.bar(places, rates, width * 0.92, label=peer, color=f'C{i}')
-    ax.set_xticks(range(len(cases)), [str(case) for case in cases])
-    ax.set_xlabel('batch size')
-    ax.set_title({'train': 'training', 'infer': 'inference'}[measure])
-    ax.spines[['top', 'right']].set_visible(False)
-  axes[0].set_ylabel('images a second')
-  handles, labels = axes[0].get_legend_handles_labels()
-  figure.legend(
-      handles, labels, frameon=False, loc='outside lower center', ncols=len(peers)
-  )
-  figure.suptitle(f"{report['machine']}, {report['date']}", fontsize=10)
-  figure.savefig(path, dpi=120)
+  panels = {}
+  for row in report['rows']:
+    title = _DRAWN.get(row['measure'])
+    if title:
+      rates = panels.setdefault(title, {}).setdefault(row['peer'], {})
+      rates[row['case']] = row['case'] / row['median']
+  if panels:
+    pictures.save(pictures.throughput(panels, f"{report['machine']}, {report['date']}"), path)
 
 
 def _known_peers():

@@ -54,6 +54,20 @@ def test_the_dash_is_the_mean():
   assert [line.get_xdata()[0] for line in dashes] == [2.0]
 
 
+def test_each_program_stands_at_its_batch_sizes():
+  """A bar is of another program, or of another batch size than stands below it."""
+  panels = {'training': {'a': {128: 5.0, 512: 6.0}, 'b': {512: 7.0}}}
+  (axis,) = pictures.throughput(panels, 'here').axes
+  assert [text.get_text() for text in axis.get_xticklabels()] == ['128', '512']
+  found = {
+      bars.get_label(): [
+          (round(bar.get_x() + bar.get_width() / 2), bar.get_height()) for bar in bars
+      ]
+      for bars in axis.containers
+  }
+  assert found == {'a': [(0, 5.0), (1, 6.0)], 'b': [(1, 7.0)]}
+
+
 def test_filters_are_those_of_the_kernel():
   """The numbers of several kernels are mixed."""
   kernel = np.zeros((5, 5, 1, 2), np.float32)
