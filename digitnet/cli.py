@@ -181,7 +181,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
       '--views',
       type=positive,
       default=1,
-      help='mean over as many views of each image, moved and bent as in training',
+      help='mean over as many views of each image, moved and bent half as far as in training',
   )
 
 

@@ -264,18 +264,18 @@ def make_eval_step(model: DigitNet) -> Callable:
 
 
 def make_infer_step(
-    model: DigitNet, strengths: augment.Strengths | None = None
+    model: DigitNet, strengths: augment.Strengths | None = None, scale: float = 1.0
 ) -> Callable:
   """Builds `infer_step(params, images) -> logits`: [N, 28, 28, 1] uint8 to [N, 10].
 
-  With `strengths` it takes a key as well, and changes all images alike by it.
+  With `strengths`, times `scale`, it takes a key as well, and changes all images alike by it.
   """
 
   def infer_step(params, images, key=None):
     images = to_float(images)
     if strengths is not None:
       keys = jnp.repeat(key[None], len(images))
-      images = augment.augment(images, keys, strengths)
+      images = augment.augment(images, keys, strengths, scale)
     return model.apply({'params': params}, images)
 
   return infer_step

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
+from digitnet import augment
 from digitnet import corruptions
 from digitnet import digest
 from digitnet import model as model_lib
@@ -365,6 +366,20 @@ def test_saliency_is_what_a_small_change_does_to_the_odds(workdir):
     gained = np.diff([np.log(p[row, best] / (1 - p[row, best])) for p in (before, after)])
     predicted = np.sum(np.abs(found[row]) / np.maximum(images[row, ..., 0], 1))
     np.testing.assert_allclose(gained, predicted, rtol=0.35)  # relu and max-pool have kinks
+
+
+def test_views_go_half_as_far_as_training(workdir, monkeypatch, digits):
+  """They go as far, and the mean of nine is no better than one (configs/choices.md)."""
+  asked = []
+
+  def note(images, keys, strengths, scale):
+    asked.append((strengths.rotation, scale))
+    return images
+
+  monkeypatch.setattr(augment, 'augment', note)
+  predictor = predict.Predictor(str(workdir))
+  predictor.probs(digits(2)[0], 2)
+  assert asked == [(predictor.config.augment.rotation, 0.5)] and asked[0][0] > 0
 
 
 def test_views_are_averaged_as_probabilities(workdir, digits):
