@@ -2,9 +2,10 @@
 
 Inference is a quarter quicker by it in float32. In bfloat16, on a processor with a matrix
 unit for that, inference is more than three times as quick as by XLA, and training twice;
-with vectors of bfloat16 both are one and a half times as quick (scripts/README.md). XLA calls it where a program is compiled with `OPTIONS`; it cannot keep
-such a program in the compilation cache, so that training in float32, which would gain but a
-tenth, goes without, and starts quickly again and again.
+with vectors of bfloat16 both are one and a half times as quick (scripts/README.md). XLA
+calls it where a program is compiled with `OPTIONS`; it cannot keep such a program in the
+compilation cache, so that training in float32, which would gain but a tenth, goes without,
+and starts quickly again and again.
 
 Of a convolution oneDNN is given but the forward form, in which all that it computes
 is rounded to the operands' dtype; the gradients are brought to that.

@@ -13,8 +13,8 @@ probabilities, at each of --infer_sizes), `start` (from the start of the process
 end of its first step, with a cold and a warm compilation cache), `memory` (its peak,
 after steps at the first of --batch_sizes) and `epoch` (needs --data; of digitnet alone:
 one pass of main.py over MNIST with augmentation, validation, logs and a save, beside
-as many bare steps). Prints tables, and writes benchmark.json, benchmark.md and
-benchmark.png to --output.
+as many bare steps). Prints tables, and writes benchmark.json, benchmark.md and, where steps
+or inference were timed, benchmark.png to --output.
 
 A peer may live in another environment: --python torch=/path/to/python.
 """
