@@ -1,4 +1,4 @@
-"""Every command of the README runs, shrunk but otherwise as it stands."""
+"""Every command of README.md and tests/README.md runs, shrunk but otherwise as it stands."""
 
 import re
 import shlex
@@ -18,7 +18,9 @@ from tests.conftest import ROOT
 from tests.conftest import TINY
 
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```bash\n(.*?)```', README, re.DOTALL)
+PAGES = ('.', 'configs', 'scripts', 'tests')  # Folders that have some.
+FAULTS = (ROOT / 'tests/README.md').read_text()
+BLOCKS = re.findall(r'```bash\n(.*?)```', README + FAULTS, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
 
 # Run by .ci/run on a clean clone, where there is no environment yet.
@@ -156,15 +158,17 @@ def test_readme_names_what_is_there():
 
 def test_links_lead_somewhere():
   """A page or a picture was moved, and those that show it were not told."""
-  for page in (*ROOT.glob('*.md'), *ROOT.glob('configs/*.md'), *ROOT.glob('scripts/*.md')):
+  pages = [page for folder in PAGES for page in (ROOT / folder).glob('*.md')]
+  assert len(pages) >= len(PAGES)
+  for page in pages:
     links = re.findall(r'(?:\]\(|src=")(?!https?:)([^)"#]+)', page.read_text())
     for link in links:
       assert (page.parent / link).exists(), f'{page}: {link}'
 
 
 def test_every_fault_of_the_table_has_its_test():
-  """The README claims what nothing proves."""
-  table = README.split('## What a run survives')[1].split('## ')[0]
+  """tests/README.md claims what nothing proves."""
+  table = FAULTS.split('## What a run survives')[1].split('## ')[0]
   rows = {int(number) for number in re.findall(r'^\| (\d+) \|', table, re.MULTILINE)}
   tests = '\n'.join(path.read_text() for path in (ROOT / 'tests/faults').glob('*.py'))
   proven = set()

@@ -15,7 +15,7 @@ def _load(source='auto', folder='', manual_dir='', lines=None):
   say = lines.append if lines is not None else lambda line: None
   return sources.load(
       say, source=source, dir=str(folder), manual_dir=manual_dir, split='card',
-      split_seed=0,
+      split_seed=0, num_folds=10, fold=0,
   )
 
 

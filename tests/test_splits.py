@@ -27,8 +27,8 @@ def _numbers(split):
   return images[:, 0, 0, 0] * 256 + images[:, 0, 1, 0]
 
 
-def _cut(corpus, split='card', seed=0, **folds):
-  return splits.cut(corpus, 'idx', split, seed, **folds)
+def _cut(corpus, split='card', seed=0, num_folds=10, fold=0):
+  return splits.cut(corpus, 'idx', split, seed, num_folds, fold)
 
 
 MNIST_LIKE = Corpus('small mnist', _numbered(0, 600), _numbered(600, 700))

@@ -37,7 +37,7 @@ def second_start(prepared, run_python):
   code = (
       'import sys; from digitnet.data import sources;'
       f"d = sources.load(print, source='tfds', dir={str(folder)!r}, manual_dir='',"
-      " split='card', split_seed=0);"
+      " split='card', split_seed=0, num_folds=10, fold=0);"
       "print('with TFDS:', 'tensorflow_datasets' in sys.modules, d.fingerprint);"
       'import digitnet.data.tfds_mnist, digitnet.train;'
       " print('with TensorFlow:', 'tensorflow' in sys.modules)"
@@ -76,6 +76,8 @@ def test_card_split_of_mnist(prepared, mnist_dir):
           manual_dir='',
           split='card',
           split_seed=0,
+          num_folds=10,
+          fold=0,
       )
       for source, path in (('tfds', folder), ('idx', mnist_dir))
   )

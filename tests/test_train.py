@@ -117,7 +117,7 @@ def test_predictions_score_what_the_results_say(finished):
 
   dataset = sources.load(
       lambda line: None, source='bundled', dir='', manual_dir='', split='card',
-      split_seed=0,
+      split_seed=0, num_folds=10, fold=0,
   )
   rows = (workdir / 'predictions.csv').read_text().splitlines()
   assert rows[0] == 'ImageId,Label'

@@ -46,8 +46,8 @@ def load(
     manual_dir: str,
     split: str,
     split_seed: int,
-    num_folds: int = 10,
-    fold: int = 0,
+    num_folds: int,
+    fold: int,
 ) -> Dataset:
   """Loads a data set and cuts it: the keywords are those of `config.data`.
 

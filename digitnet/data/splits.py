@@ -86,8 +86,8 @@ def cut(
     source: str,
     split: str,
     seed: int,
-    num_folds: int = 10,
-    fold: int = 0,
+    num_folds: int,
+    fold: int,
 ) -> Dataset:
   """Cuts a corpus.
 
