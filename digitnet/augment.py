@@ -1,4 +1,4 @@
-"""Random changes of the training images: on device, pure, one key an example."""
+"""Random augmentation of the training images: on device, pure, one key per example."""
 
 import dataclasses
 
@@ -6,38 +6,38 @@ import jax
 from jax import numpy as jnp
 from jax.scipy import ndimage
 
-# Control points of the elastic change along each side.
+# Control points of the elastic displacement along each side.
 _CONTROL_POINTS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strengths:
-  """How far each random change may go; zero is not at all.
+  """How far each random change may go; 0 turns it off.
 
-  `rotation` to `translation` and `thickness` are drawn evenly between minus and plus
-  their value.
+  `rotation`, `zoom`, `shear`, `translation` and `thickness` are drawn uniformly between
+  minus and plus their value.
 
   Attributes:
     rotation: degrees.
-    zoom: fraction of the size, drawn for each axis apart.
+    zoom: fraction of the size, drawn separately for each axis.
     shear: pixels sideways for each pixel down.
-    translation: pixels, drawn for each axis apart.
+    translation: pixels, drawn separately for each axis.
     elastic: pixels, the standard deviation of a smooth displacement (Ronneberger et
-      al., 2015, arXiv:1505.04597, section 3.1: a coarse grid, drawn normally,
+      al., 2015, arXiv:1505.04597, section 3.1: a coarse grid of normal draws,
       interpolated by cubics).
-    thickness: of the strokes; at 1 each pixel may become the brightest, or at -1 the
-      darkest, of itself and its four neighbours.
-    noise: fraction of the range; an image gets Gaussian noise on every pixel, its
-      standard deviation drawn evenly from zero to this.
-    noise_share: how many of the images get noise, from 0 to 1; which ones is drawn apart
-      from how strong it is.
-    inverted_share: how many of the images are turned to black on white, from 0 to 1,
-      after all other changes.
+    thickness: of the strokes; a draw of 1 makes each pixel the brightest, and a draw of
+      -1 the darkest, of itself and its four neighbours.
+    noise: fraction of the range; an image gets Gaussian noise on every pixel, with a
+      standard deviation drawn uniformly from 0 to this.
+    noise_share: fraction of the images that get noise; drawn independently of the
+      noise's standard deviation.
+    inverted_share: fraction of the images that become black on white, after all other
+      changes.
     cutout: pixels, the side of a square that is blacked out, its centre anywhere
       (DeVries and Taylor, 2017, arXiv:1708.04552).
-    mixup: the alpha of the Beta distribution that an image's share in its mixture with
-      another is drawn from (Zhang et al., 2018, arXiv:1710.09412). Their labels are
-      mixed too, so `mix` and the train step do it, and not `augment`.
+    mixup: alpha of the Beta distribution that an image's share in its mixture with
+      another is drawn from (Zhang et al., 2018, arXiv:1710.09412). It mixes the labels
+      too, so `mix` and the train step apply it, not `augment`.
   """
 
   rotation: float = 0.0
@@ -54,20 +54,20 @@ class Strengths:
 
   @property
   def is_any(self) -> bool:
-    """Whether any of them is above zero; without noise its share is no change."""
+    """Whether any change is turned on; `noise_share` alone turns on none."""
     return any(dataclasses.astuple(dataclasses.replace(self, noise_share=0.0)))
 
 
 def fade(step: jax.Array, last_step: int, fade_steps: int, end: float) -> jax.Array:
-  """What the strengths are multiplied by: 1, and `end` in the last `fade_steps`.
+  """The factor on the strengths: 1, then `end` in the last `fade_steps` steps.
 
-  The images of the end are then more like those that are to be read (He et al., 2019,
-  arXiv:1909.09148, train on unchanged images at last).
+  The run then ends on images more like those to be classified (He et al., 2019,
+  arXiv:1909.09148, end the training on unchanged images).
 
   Args:
-    step: [] int32, updates done.
-    last_step: of the run.
-    fade_steps: how many of the last ones.
+    step: [] int32, number of updates done.
+    last_step: the last step of the run.
+    fade_steps: number of steps at the end of the run.
     end: in [0, 1].
 
   Returns:
@@ -82,16 +82,16 @@ def augment(
     strengths: Strengths,
     scale: jax.Array | float = 1.0,
 ) -> jax.Array:
-  """Changes each image by amounts of its own.
+  """Changes each image by random amounts of its own.
 
   Args:
     images: [N, H, W, C], float in [0, 1], with 0 as background.
-    keys: [N] typed keys, one an example.
+    keys: [N] typed keys, one per example.
     strengths: how far each change may go.
-    scale: [] what all of them but `noise_share` are multiplied by; may be traced.
+    scale: [] factor on all strengths but `noise_share`; may be traced.
 
   Returns:
-    [N, H, W, C]: sampled bilinearly, with background from beyond the border.
+    [N, H, W, C]; moved images are sampled bilinearly, with 0 from beyond the border.
   """
   if not strengths.is_any:
     return images
@@ -109,19 +109,20 @@ def mix(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Mixes each image with one of `others`, drawn by its own key.
 
-  Not with its neighbour in the batch, which may lie on another device. It is for before
-  `augment`, which then changes both alike; Zhang et al. mix what has been changed.
+  The partner is not a neighbour in the batch, which may lie on another device. Call `mix`
+  before `augment`, which then changes both images alike; Zhang et al. mix augmented images.
 
   Args:
     images: [N, H, W, C] uint8.
-    keys: [N] typed keys, one an example.
-    others: [M, H, W, C] uint8, all that there is to mix with.
-    strengths: of which `mixup` is used; 0 leaves the images as they are.
-    scale: [] what it is multiplied by; may be traced.
+    keys: [N] typed keys, one per example.
+    others: [M, H, W, C] uint8, all candidates to mix with.
+    strengths: only `mixup` is used; 0 leaves the images as they are.
+    scale: [] factor on `mixup`; may be traced.
 
   Returns:
-    [N, H, W, C] in 0..255, float32 where mixed; [N] int32, the places of those mixed
-    in; [N] float32, their shares, at most a half.
+    images: [N, H, W, C] in 0..255: float32, or uint8 without `mixup`.
+    places: [N] int32, each image's partner in `others`.
+    shares: [N] float32, the partners' shares, at most 0.5.
   """
   if not strengths.mixup:
     return images, jnp.zeros(len(images), jnp.int32), jnp.zeros(len(images))
@@ -130,7 +131,7 @@ def mix(
     of_place, of_share = jax.random.split(jax.random.fold_in(key, 5))
     alpha = strengths.mixup * scale
     share = jax.random.beta(of_share, alpha, alpha)
-    # Whichever has more is the image itself, so that an alpha of 0 leaves it alone.
+    # The image itself gets the larger share, so that an alpha of 0 leaves it unchanged.
     share = jnp.where(alpha > 0, jnp.minimum(share, 1 - share), 0)
     return jax.random.randint(of_place, (), 0, len(others)), share
 
@@ -140,7 +141,7 @@ def mix(
 
 
 def _augment_one(image, key, strengths, scale):
-  # Each change has draws of its own, so that none alters another's.
+  # Each change has its own draws, so that turning one on does not alter another's.
   if strengths.thickness:
     image = _change_thickness(
         image, jax.random.fold_in(key, 1), strengths.thickness * scale
@@ -190,7 +191,7 @@ def _affine_places(size, key, strengths, scale):
   shear = strengths.shear * draws[3]
   shift = strengths.translation * draws[4:6]
 
-  # Counted from the centre, about which everything turns.
+  # Relative to the centre, about which images are rotated, zoomed and sheared.
   height, width = size
   centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
   rows = jnp.arange(height)[:, None] - centre[0] - shift[0]
@@ -202,7 +203,7 @@ def _affine_places(size, key, strengths, scale):
 
 
 def _displacements(size, key, deviation):
-  """[2, H, W]: pixels by which the places of the result are moved."""
+  """[2, H, W]: pixels by which to displace the places that the result comes from."""
   control = jax.random.normal(key, (2, _CONTROL_POINTS, _CONTROL_POINTS))
   return deviation * jax.image.resize(control, (2, *size), 'cubic')
 

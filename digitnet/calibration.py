@@ -1,4 +1,4 @@
-"""How far the probabilities of a classifier can be believed."""
+"""How well the probabilities of a classifier are calibrated."""
 
 import numpy as np
 
@@ -6,16 +6,16 @@ import numpy as np
 def reliability(
     probs: np.ndarray, labels: np.ndarray, num_bins: int = 15
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Images put in bins of equal width by the probability of their predicted digit.
+  """Bins images, in equal widths, by the probability of their predicted digit.
 
   Args:
     probs: [N, 10], rows summing to 1.
     labels: [N] integers.
-    num_bins: bins from 0 to 1.
+    num_bins: number of bins from 0 to 1.
 
   Returns:
-    For each bin, [num_bins]: how many images, how many of them are predicted right, and
-    the sum of their probabilities of the predicted digit.
+    Three arrays, [num_bins]: per bin, the number of images, the number of correct
+    predictions, and the sum of the probabilities of the predicted digits.
   """
   confidence = probs.max(axis=1).astype(np.float64)
   is_right = probs.argmax(axis=1) == labels
@@ -29,14 +29,14 @@ def reliability(
 def expected_calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
   """The gap between confidence and accuracy, averaged over images.
 
-  Each bin of `reliability` weighs as many images as it has (Guo et al., 2017,
+  Each bin of `reliability` is weighted by its number of images (Guo et al., 2017,
   arXiv:1706.04599, equation 3).
 
   Args:
     probs, labels: see `reliability`.
 
   Returns:
-    In [0, 1]; 0 is perfectly calibrated.
+    The error in [0, 1]; 0 is perfectly calibrated.
   """
   count, num_right, confidence = reliability(probs, labels)
   return float(np.abs(num_right - confidence).sum() / count.sum())
@@ -45,13 +45,13 @@ def expected_calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
 def selective_accuracy(
     probs: np.ndarray, labels: np.ndarray, coverage: float = 0.99
 ) -> float:
-  """The accuracy on the part of the images that the classifier is surest of.
+  """The accuracy on the images that the classifier is most confident about.
 
   Args:
     probs: [N, 10], rows summing to 1.
     labels: [N] integers.
-    coverage: that part, in (0, 1]; the least sure are left to a person (El-Yaniv and
-      Wiener, 2010).
+    coverage: the fraction of the images to keep, in (0, 1]; the least confident are
+      left to a person (El-Yaniv and Wiener, 2010).
   """
   surest = np.argsort(-probs.max(axis=1), kind='stable')
   kept = surest[: max(1, round(coverage * len(labels)))]

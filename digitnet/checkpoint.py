@@ -1,10 +1,10 @@
-"""Saving and restoring: the only user of Orbax.
+"""Saves and restores checkpoints; the only module that uses Orbax.
 
 A checkpoint is one folder, `checkpoints/<step>`, that appears whole or not at
-all, with three items: `params` (readable alone), `optimizer` (its state, and where
-`params` are an average the parameters it works on), and `progress`
-(JSON: what the loop knows besides the arrays, and digests of all three). Orbax
-restores flipped bits without a word, so nothing is used before its digest agrees.
+all. It has three items: `params`, which can be restored alone; `optimizer`, its state
+and, if `params` are a moving average, the parameters being trained; and `progress`,
+JSON with what the loop knows besides the arrays, and digests of all three items. Orbax
+does not detect flipped bits, so no item is used before its digest has been verified.
 """
 
 from collections.abc import Sequence
@@ -27,21 +27,21 @@ from digitnet.errors import UserError
 from digitnet.progress import Progress
 from digitnet.steps import TrainState
 
-# Of the `progress` item; raised whenever an older digitnet could not read it.
-# 0 was the progress alone, without digests.
+# Version of the `progress` item; increased whenever an older digitnet could not read it.
+# Format 0 was the progress alone, without digests.
 FORMAT = 1
 
-# In the names of folders that Orbax has not finished.
+# Part of the names of folders that Orbax has not finished.
 _UNFINISHED = '.orbax-checkpoint-tmp'
 
-# More than a checkpoint takes on the disk beside its arrays, as a rule.
+# Normally more bytes than a checkpoint takes on disk besides its arrays.
 _OTHER_BYTES = 2**18
 
 _ITEMS = ('params', 'optimizer', 'progress')
 
 
 class Damaged(Exception):
-  """A checkpoint that cannot be restored, or is not what was saved."""
+  """A checkpoint cannot be restored, or is not what was saved."""
 
 
 class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
@@ -61,10 +61,10 @@ class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 class _ReadableSteps(ocp.path.step.NameFormat):
-  """Orbax' names of steps, but for those whose own metadata it chokes on.
+  """Orbax's standard step names, without the steps whose metadata it cannot read.
 
   Attributes:
-    damaged: what it said of these, by step.
+    damaged: by step, the error for each of these.
   """
 
   def __init__(self):
@@ -89,21 +89,21 @@ class _ReadableSteps(ocp.path.step.NameFormat):
 
 
 class Checkpoints:
-  """The checkpoints of one run; a context that ends with every save on disk.
+  """The checkpoints of one run; as a context manager, it exits with every save on disk.
 
   Attributes:
-    folder: of all steps.
+    folder: the folder of all steps.
   """
 
   def __init__(
       self, folder: epath.Path, num_newest: int = 1, read_only: bool = False
   ):
-    """Opens the folder, and removes what a save that was killed left in it.
+    """Opens the folder, and removes what killed saves left in it.
 
     Args:
-      folder: of all steps.
-      num_newest: how many to keep beside the best.
-      read_only: leaves the folder as it is, for readers beside a running run.
+      folder: the folder of all steps; made if absent.
+      num_newest: how many of the newest to keep besides the best.
+      read_only: leaves the folder as it is, to read it while a run is writing.
     """
     self.folder = folder
     self._saving: int | None = None
@@ -125,7 +125,7 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
         folder,
         item_names=_ITEMS,
-        # Named so that shapes can be read without the arrays.
+        # Given here so that shapes can be read without the arrays.
         item_handlers={
             'params': _array_handler(),
             'optimizer': _array_handler(),
@@ -135,8 +135,8 @@ class Checkpoints:
             preservation_policy=self._policy,
             step_name_format=self._names,
             create=False,
-            # Of several processes, one has the checkpoints: the state is the
-            # same on all, and barriers are one more thing to hang in.
+            # Only one process of several has the checkpoints: all have the same
+            # state, and barriers between them could hang.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 primary_host=here,
                 active_processes={here},
@@ -147,27 +147,27 @@ class Checkpoints:
 
   @property
   def steps(self) -> list[int]:
-    """All that are on disk, damaged or not, the oldest first."""
+    """All steps on disk, damaged or not, oldest first."""
     return sorted({*self._manager.all_steps(), *self._names.damaged})
 
   def save(self, state: TrainState, progress: Progress) -> None:
-    """Starts saving, and returns while the files are being written.
+    """Starts saving, and returns while the files are still being written.
 
     Args:
-      state: of one device, that no later step overwrites.
-      progress: goes with the state; its best step is kept.
+      state: the state of one device, in arrays that no later step overwrites.
+      progress: saved with the state; the checkpoint of its best step is kept.
 
     Raises:
-      TrainingFailed: this save or the one before could not be written.
+      TrainingFailed: this save or the previous one could not be written.
     """
     self.wait()
     self._policy.best_step = progress.best_step
     step = int(state.step)
     if jax.process_count() > 1:
-      # Orbax saves no jax.Array that other processes have no part of.
+      # Orbax does not save a jax.Array that lies on one process alone.
       state = jax.tree.map(np.asarray, state)
     items = {'params': state.evaluated, 'optimizer': _optimizer_item(state)}
-    # Side by side: they are most of what training waits for.
+    # In parallel: the digests take most of the time that training waits.
     with futures.ThreadPoolExecutor() as pool:
       digests = dict(zip(items, pool.map(digest.of_arrays, items.values())))
     record = {
@@ -176,7 +176,7 @@ class Checkpoints:
         'progress': progress.to_json(),
         'digests': digests,
     }
-    # Over the format too, so that a newer one is told from a damaged one.
+    # Covers the format too, so that a newer format is not taken for damage.
     record['digest'] = digest.of_json(record)
     self._saving = step
     with self._writing():
@@ -189,34 +189,35 @@ class Checkpoints:
           ),
       )
       if not saved:
-        # So it does, without a word, where it has this step or a newer one.
+        # Orbax silently skips a step if it has this one or a newer one.
         raise RuntimeError('Orbax has this step or a newer one')
 
   def check(self) -> None:
-    """Raises TrainingFailed if a save has failed since; waits for nothing."""
+    """Raises TrainingFailed if the last save has failed; does not wait."""
     if self._saving is not None and not self._manager.is_saving_in_progress():
       self.wait()
 
   def wait(self) -> None:
-    """Until every save is on disk; raises TrainingFailed if one is not."""
+    """Waits until every save is on disk; raises TrainingFailed if one failed."""
     with self._writing():
       self._manager.wait_until_finished()
     self._saving = None
 
   def restore_newest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
-    """The newest full state that is as it was saved; None where none was saved.
+    """Restores the newest undamaged state; None if nothing was saved.
 
-    Newer ones that are damaged, and a damaged best, are moved to the folder
-    `damaged` beside this one, and a line says so.
+    Damaged checkpoints that are newer, or the best, are moved to the folder
+    `damaged` beside this one, each with a warning.
 
     Args:
       like: a state of the same shapes and dtypes; may be abstract.
 
     Returns:
-      The state, on the first local device, and what the loop knew.
+      The state, on the first local device or, with several processes, in host
+      memory; and the progress.
 
     Raises:
-      TrainingFailed: there are checkpoints, and all are damaged.
+      TrainingFailed: there are checkpoints, but all are damaged.
       UserError: a newer digitnet wrote them.
     """
     damaged = {}
@@ -251,31 +252,32 @@ class Checkpoints:
     return state, progress
 
   def restore_params(self, step: int, like: dict) -> dict:
-    """The parameters alone at `step`.
+    """Restores the parameters alone at `step`.
 
     Raises:
       Damaged: they cannot be read, or are not what was saved.
+      UserError: a newer digitnet wrote them.
     """
     return self._restore_item('params', step, like, self._record(step))
 
   def restore_progress(self, step: int) -> Progress:
-    """What the loop knew at `step`; raises Damaged likewise."""
+    """Restores the progress at `step`; raises as `restore_params`."""
     return _progress(self._record(step))
 
   def digests(self, step: int) -> dict[str, str]:
-    """SHA-256 of the `params` and of the `optimizer` at `step`."""
+    """SHA-256 of `params` and of `optimizer` at `step`; raises as `restore_params`."""
     digests = self._record(step)['digests']
     return {name: digests.get(name) for name in ('params', 'optimizer')}
 
   def close(self) -> None:
-    """Waits for the save under way, and lets go of the folder."""
+    """Waits for the save under way, and closes the folder."""
     try:
       self.wait()
     finally:
-      with contextlib.suppress(Exception):  # `wait` has told it.
+      with contextlib.suppress(Exception):  # `wait` has raised it.
         self._manager.close()
       if self._failed:
-        # Its other threads may go on for a while.
+        # Orbax's other threads may keep writing for a while.
         for _ in range(50):
           with contextlib.suppress(OSError):
             if not self._remove_unfinished():
@@ -286,13 +288,13 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, error, traceback):
-    # Without this a process that ends early loses the save under way.
+    # Without this, a process that ends early would lose the save under way.
     try:
       self.close()
     except TrainingFailed as failure:
       if error is None:
         raise
-      warn(str(failure))  # The error under way is the first to be told.
+      warn(str(failure))  # The error under way goes first.
 
   def _restore(self, step, like):
     record = self._record(step)
@@ -307,7 +309,7 @@ class Checkpoints:
     return TrainState(step, rest['params'], rest['opt_state'], params), progress
 
   def _record(self, step):
-    """The `progress` item at a step, in the present format."""
+    """The verified content of the `progress` item at a step."""
     if step in self._names.damaged:
       raise self._names.damaged[step]
     with _reading('progress'):
@@ -330,7 +332,7 @@ class Checkpoints:
     )
 
   def _restore_item(self, name, step, like, record):
-    """One tree of arrays, on the first local device."""
+    """One tree of arrays, where `_restore_target` puts them."""
     with _reading(name):
       saved = self._manager.item_metadata(step)[name]
       _check_fits(name, saved, like)
@@ -347,24 +349,24 @@ class Checkpoints:
       return tree
 
   def _set_aside(self, step, fault):
-    """Moved, not deleted: it may hold something that its owner can still read."""
+    """Moves a step, without deleting it: its owner may still be able to read parts."""
     folder = self.folder / str(step)
     place = self.folder.parent / 'damaged' / f'{step}-{time.time_ns()}'
-    if not folder.exists():  # An earlier start has moved it.
+    if not folder.exists():  # An earlier start of the run has moved it.
       return
     place.parent.mkdir(exist_ok=True)
     folder.rename(place)
     warn(f'the checkpoint of step {step:,} is damaged ({fault}); moved to {place}')
 
   def _remove_unfinished(self):
-    """What a save that never ended left: it may fill the disk. Returns its paths."""
+    """Removes unfinished saves, which could fill the disk; returns their paths."""
     paths = [p for p in self.folder.iterdir() if _UNFINISHED in p.name]
     for path in paths:
       path.rmtree()
     return paths
 
   def _check_room(self, state):
-    """Before anything is written: Orbax ends badly in the midst of a full disk."""
+    """Raises OSError before anything is written: Orbax handles a full disk badly."""
     needed = sum(x.nbytes for x in jax.tree.leaves(state)) + _OTHER_BYTES
     free = shutil.disk_usage(self.folder).free
     if free < needed:
@@ -372,11 +374,11 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self):
-    """Tells what was to be written where; Orbax' errors name neither."""
+    """Turns errors into TrainingFailed with step and folder, which Orbax does not name."""
     try:
       yield
     except Exception as error:  # pylint: disable=broad-except
-      # Orbax wraps and renames what the file system says.
+      # Orbax wraps and renames the file system's errors.
       step, self._saving = self._saving, None
       self._failed = True
       raise TrainingFailed(
@@ -387,20 +389,20 @@ class Checkpoints:
 
 
 def _array_handler():
-  # Trained numbers are noise to a compressor: it would make a tenth less of them, and
-  # take half a second from the training beside it.
+  # Trained parameters are noise to a compressor: it would save a tenth of the space, and
+  # take half a second from the training that goes on meanwhile.
   return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
 def _optimizer_item(state):
-  """What a state holds beside what is evaluated."""
+  """The arrays of a state other than the evaluated parameters."""
   if state.average is None:
     return state.opt_state
   return {'opt_state': state.opt_state, 'params': state.params}
 
 
 def _restore_target(x):
-  """Says of one array where to: the first device, or the host if there are others."""
+  """Where to restore an array: the first local device; with several processes, the host."""
   if jax.process_count() > 1:
     return np.empty(x.shape, x.dtype)
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -414,7 +416,7 @@ def _progress(record):
 
 @contextlib.contextmanager
 def _reading(name):
-  """Whatever damaged files make Orbax raise is Damaged."""
+  """Turns whatever damaged files make Orbax raise into Damaged."""
   try:
     yield
   except Damaged:
@@ -424,7 +426,7 @@ def _reading(name):
 
 
 def _check_fits(name, saved, like):
-  """Orbax would cast another dtype in silence, and tell of shapes at length."""
+  """Raises Damaged, briefly; Orbax silently casts dtypes and has long shape errors."""
   describe = lambda tree: [
       f'{x.dtype}{list(x.shape)}' for x in jax.tree.leaves(tree)
   ]

@@ -1,4 +1,4 @@
-"""How every program here ends: one clear line, and the right exit code."""
+"""Flags, one-line errors and exit codes of every program here."""
 
 import argparse
 from collections.abc import Callable
@@ -31,26 +31,26 @@ _HELP = {f'{dashes}{name}' for dashes in ('-', '--') for name in ('h', 'help', '
 
 _at_once = False
 
-# Else --help would not count --config among the program's own flags.
+# Otherwise --help would not list --config among the program's own flags.
 flags.disclaim_key_flags()
 
 
 def run(main: Callable[[], None]) -> int:
-  """Calls `main` and turns what it raises into an exit code.
+  """Calls `main`, and turns what it raises into one line on stderr and an exit code.
 
   Returns:
-    0 done; 1 a failure; 2 the user's mistake; 128 + number after a signal.
-    A fault of ours, the one thing not told in one line, is a failure too.
+    0 on success; 1 on a failure; 2 on a user's mistake; 128 + number after a signal.
+    A bug is a failure too, and the only one that is shown with its traceback.
   """
-  # Orbax logs at length what it then raises, and we tell in one line; and its
-  # event loop each array that the same full disk refused.
+  # Orbax logs its errors at length before it raises them, and we print them in one
+  # line. On a full disk its event loop also logs every array.
   for name in ('absl', 'asyncio'):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, _stop)
     sys.unraisablehook = _send_again
   if isinstance(sys.stdout, io.TextIOWrapper):
-    # A file's name may be of any bytes, which come out as they came in.
+    # File names may hold any bytes, which are printed as they are.
     sys.stdout.reconfigure(errors='surrogateescape')
   try:
     main()
@@ -65,8 +65,8 @@ def run(main: Callable[[], None]) -> int:
   except KeyboardInterrupt:
     return _fail('interrupted', 130)
   except BrokenPipeError:
-    # Nobody reads our output any more, as after `| head`: no fault of ours.
-    # What is still buffered goes nowhere.
+    # Nobody reads our output any more, as after `| head`. This is no failure of ours;
+    # discard what is still buffered.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
   except Exception as error:  # pylint: disable=broad-except
@@ -74,7 +74,7 @@ def run(main: Callable[[], None]) -> int:
       return _fail(f'{error.filename or "output"}: {error.strerror}; name another', 2)
     if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
       return _fail(f'{error.filename or "output"}: {error.strerror}', 1)
-    if 'RESOURCE_EXHAUSTED' in str(error):  # JAX', which is not imported here.
+    if 'RESOURCE_EXHAUSTED' in str(error):  # From JAX, which is not imported here.
       return _fail(
           f'out of memory ({error}); take a smaller batch_size or eval_batch_size, or'
           ' more accumulation',
@@ -85,14 +85,14 @@ def run(main: Callable[[], None]) -> int:
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-  """Whose --help begins with `doc`, as it stands."""
+  """Makes a parser whose --help begins with `doc`, not reformatted."""
   return argparse.ArgumentParser(
       description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
 
 
 def positive(text: str) -> int:
-  """A whole number from 1, for `argparse`."""
+  """Parses a whole number from 1, for `argparse`."""
   value = int(text)
   if value < 1:
     raise ValueError
@@ -100,15 +100,15 @@ def positive(text: str) -> int:
 
 
 def folder(text: str) -> pathlib.Path:
-  """The folder of that name, made where there is none.
+  """The path of a folder, which is made if absent.
 
   Raises:
-    UserError: it cannot be made, or not be written to.
+    UserError: it cannot be made or cannot be written to.
   """
   try:
     path = pathlib.Path(text).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-  # Of expanduser: there is no such user.
+  # RuntimeError is from expanduser: there is no such user.
   except (OSError, RuntimeError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'{text}: no folder can be made there ({reason}); name another') from None
@@ -120,22 +120,22 @@ def folder(text: str) -> pathlib.Path:
 def parse_flags(
     doc: str, config_is: str, default_config: pathlib.Path
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-  """Reads --config, and the flags that the program has defined.
+  """Parses --config, its overrides, and the flags that the program has defined.
 
   Args:
-    doc: what --help begins with.
-    config_is: what it says of --config.
-    default_config: the file, where --config names none.
+    doc: the beginning of --help.
+    config_is: the help text of --config.
+    default_config: the config file if --config is not given.
 
   Returns:
-    The config, and the other arguments.
+    The config, and the positional arguments.
 
   Raises:
-    UserError: a flag, the config file or a change of it is wrong.
+    UserError: a flag, the config file or an override is wrong.
   """
   argv = sys.argv
-  # Given here and not as the flag's default: ml_collections would then apply
-  # the overrides, and fail on a wrong one, before anybody can catch it.
+  # Passed as an argument, not as the flag's default: with a default, defining the flag
+  # would apply the overrides, and fail on a wrong one, even if --help is asked for.
   if not any(arg.split('=')[0] in ('-config', '--config') for arg in argv[1:]):
     argv = [argv[0], f'--config={default_config}', *argv[1:]]
   try:
@@ -145,17 +145,17 @@ def parse_flags(
       print(doc + flags.FLAGS.main_module_help())
       sys.exit(0)
     rest = flags.FLAGS(argv)[1:]
-    config.value.to_dict()  # A file that failed to load says so only now.
-  # Whatever a config file or its overrides raise is the user's to mend.
+    config.value.to_dict()  # A file that failed to load raises only now.
+  # Whatever a config file or its overrides raise is for the user to fix.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(config_mistake(error)) from None
   return config.value, rest
 
 
 def config_mistake(error: Exception) -> str:
-  """What ml_collections raised for a config file or a change of it, to be read."""
+  """A readable message for what ml_collections raised for a config or an override."""
   text = str(error)
-  # An unknown key is told by its name alone, quoted, and a guess on the next line.
+  # For an unknown key, the text is only its name, quoted, and a guess on the next line.
   unknown = re.fullmatch(
       r'\W*([\w.]+)\W*(?:Did you mean "([^"]+)".*)?', text.replace(r'\n', '\n'), re.DOTALL
   )
@@ -167,13 +167,13 @@ def config_mistake(error: Exception) -> str:
   if missing:
     return f'--config: there is no {missing[1]}'
   if 'Traceback (most recent call last)' in text:
-    # Of a config file that refused its argument: what it said itself comes last.
+    # The config file refused its argument; its own message is the last line.
     return text.strip().splitlines()[-1].partition(': ')[2] or text
   return text
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-  """`--workdir`, a list, and `--views`: which trained networks answer, and how."""
+  """Adds `--workdir`, a list, and `--views`: which trained networks to use, and how."""
   parser.add_argument(
       '--workdir', required=True, action='append', help='of a run; once for each'
   )
@@ -186,7 +186,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def leave_at_once_if_failed() -> None:
-  """From now on `leave` lets no `atexit` of a library wait for other processes."""
+  """From now on a failing `leave` skips `atexit` handlers, which may wait for others."""
   global _at_once
   _at_once = True
 
@@ -197,11 +197,11 @@ def leave(code: int) -> None:
     try:
       stream.flush()
     except OSError:
-      # Full, or read by nobody: that must not hide the code.
+      # The disk is full, or nobody reads it; that must not change the exit code.
       os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
   if code and _at_once:
     os._exit(code)  # pylint: disable=protected-access
-  # Python would look three more times for garbage among all that JAX has imported.
+  # Otherwise Python would search all that JAX has imported for garbage three more times.
   gc.freeze()
   sys.exit(code)
 
@@ -212,13 +212,13 @@ def _stop(signum, frame):
 
 
 def _send_again(unraisable):
-  """For a signal that came where Python drops what is raised: collecting garbage, say."""
+  """Sends a signal again if Python dropped its exception, as in garbage collection."""
   error = unraisable.exc_value
   if not isinstance(error, (Stopped, KeyboardInterrupt)):
     sys.__unraisablehook__(unraisable)
     return
   signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
-  # Not at once, which would be in the same place.
+  # With a delay: an immediate signal would arrive in the same place.
   again = threading.Timer(0.01, os.kill, (os.getpid(), signum))
   again.daemon = True
   again.start()
@@ -226,6 +226,6 @@ def _send_again(unraisable):
 
 def _fail(message, code):
   text = ' '.join(str(message).split())
-  with contextlib.suppress(OSError):  # Where nobody reads it, the code tells.
+  with contextlib.suppress(OSError):  # If nobody reads it, the exit code is enough.
     print(f'digitnet: {text}', file=sys.stderr)
   return code

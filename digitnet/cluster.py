@@ -1,9 +1,9 @@
-"""Several processes that train as one: their start, their agreement, their end.
+"""Several processes that train as one: how they start, agree and end.
 
-They find each other by flags, or by what Slurm, Open MPI or a Cloud TPU tells them.
+They find each other by flags, or by what Slurm, Open MPI or a Cloud TPU provides.
 
-Process 0, the main one, writes all files; the others hold the same state and only
-compute. Whatever ends one of them ends all: the next collective fails.
+Process 0, the main process, writes all files. The others hold the same state and only
+compute. If one process ends, all end, since the next collective fails.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ from digitnet.errors import brief
 from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 
-# A process that is silent for so long is taken for dead.
+# A process that is silent for this long is considered dead.
 _HEARTBEAT_SECONDS = 10
 
 
-# By launcher: the variables that a process finds its own number and their count in.
+# By launcher: a variable that its processes have, and the one with their count.
 _LAUNCHERS = {
-    # Of one step of a job: an interactive shell in an allocation has none.
+    # Set in a job step, but not in an interactive shell in an allocation.
     'Slurm': ('SLURM_STEP_NODELIST', 'SLURM_NTASKS'),
     'Open MPI': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
 }
@@ -42,19 +42,19 @@ def start(
     process_id: int | None,
     timeout: int,
 ) -> None:
-  """Joins the cluster, if there is one; before any other JAX call.
+  """Joins the cluster, if there is one. Call it before any other JAX call.
 
-  Without a coordinator it is the launcher that says whether there is, and JAX that reads
-  from its variables where: see `launcher`.
+  Without a coordinator, `launcher` decides whether there is a cluster, and JAX reads its
+  address from the launcher's variables.
 
   Args:
-    coordinator: HOST:PORT of process 0; None if the launcher is to be asked.
-    num_processes: of the whole cluster; None where the coordinator is.
-    process_id: this one's, from 0; likewise.
-    timeout: seconds to wait for the others; then the process ends, code 1.
+    coordinator: HOST:PORT of process 0; None to rely on the launcher.
+    num_processes: number of processes in the cluster; None if `coordinator` is None.
+    process_id: number of this process, from 0; None if `coordinator` is None.
+    timeout: seconds to wait for the others; then the process ends with code 1.
 
   Raises:
-    UserError: these do not fit together.
+    UserError: the arguments do not fit together.
     TrainingFailed: the cluster cannot be joined.
   """
   given = (coordinator, num_processes, process_id)
@@ -80,7 +80,7 @@ def start(
     cli.leave_at_once_if_failed()
     cli.leave(1)
 
-  # JAX would end the process too, but by a crash that tells nothing.
+  # JAX would end the process too, but by a crash without an explanation.
   patience = threading.Timer(timeout, give_up)
   patience.daemon = True
   patience.start()
@@ -90,22 +90,22 @@ def start(
         initialization_timeout=timeout + 60,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
-  # A port that is taken, or variables of a launcher that JAX cannot make sense of.
+  # A port is taken, or JAX cannot interpret the launcher's variables.
   except (RuntimeError, ValueError, LookupError) as error:
     raise TrainingFailed(f'{me} cannot join {where} ({brief(error)})') from None
   finally:
     patience.cancel()
-  # JAX' own end waits for the others for minutes.
+  # JAX's own shutdown waits minutes for the others.
   cli.leave_at_once_if_failed()
   if not is_main():
     console.silence()
 
 
 def launcher() -> str | None:
-  """What started this process as one of several; None where nothing did.
+  """The name of what started this process as one of several; None if nothing did.
 
-  A Cloud TPU counts with a single host too: only its metadata tell how many there are,
-  and JAX asks them.
+  A Cloud TPU counts even with a single host: only its metadata, which JAX reads, give the
+  number of hosts.
   """
   for name, (mine, count_of_all) in _LAUNCHERS.items():
     if mine in os.environ and os.environ.get(count_of_all, '1') != '1':
@@ -117,7 +117,7 @@ def launcher() -> str | None:
 
 
 def _has_tpu():
-  """Whether the kernel shows a TPU: v2 to v4 as accel, newer ones by VFIO."""
+  """Whether the kernel exposes a TPU: v2 to v4 as accel, newer ones by VFIO."""
   return any(map(os.path.exists, ('/dev/accel0', '/dev/vfio/0')))
 
 
@@ -144,7 +144,7 @@ def is_main() -> bool:
 
 
 class _Elsewhere:
-  """What stands for a thing that only the main process has: asked, it does nothing."""
+  """Stands in for an object that only the main process has; its methods do nothing."""
 
   def __getattr__(self, name):
     return lambda *args, **kwargs: None
@@ -157,15 +157,15 @@ class _Elsewhere:
 
 
 def on_main(make: Callable, *args, **kwargs):
-  """`make(...)` on the main process, a stand-in that does nothing elsewhere."""
+  """`make(...)` on the main process; elsewhere a stand-in that does nothing."""
   return make(*args, **kwargs) if is_main() else _Elsewhere()
 
 
 def arrays_from_main(tree, like):
-  """The main process' arrays, to the bit, on every process.
+  """The main process's arrays, bit for bit, on every process.
 
   Args:
-    tree: of arrays on the main process; anything elsewhere.
+    tree: a tree of arrays on the main process; anything elsewhere.
     like: a tree of the same shapes and dtypes on every process; may be abstract.
   """
   if count() == 1:
@@ -174,7 +174,7 @@ def arrays_from_main(tree, like):
   def broadcast(x, spec):
     if not is_main():
       x = np.zeros(spec.shape, spec.dtype)
-    # As bytes: what adds zeros to a float makes 0.0 of -0.0.
+    # As bytes: JAX broadcasts by adding zeros, which makes 0.0 of a float -0.0.
     data = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
     data = np.asarray(multihost_utils.broadcast_one_to_all(data))
     return data.view(spec.dtype).reshape(spec.shape)
@@ -183,7 +183,7 @@ def arrays_from_main(tree, like):
 
 
 def from_main(value: Any) -> Any:
-  """The main process' value, of what JSON knows, on every process."""
+  """The main process's value, one that JSON can represent, on every process."""
   if count() == 1:
     return value
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -193,17 +193,17 @@ def from_main(value: Any) -> Any:
 
 
 def is_stopping(step: int) -> bool:
-  """Whether all are to stop after this step, since SIGTERM came to one of them."""
+  """Whether all must stop after this step, because one of them received SIGTERM."""
   return count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager
 def together():
-  """Within it, the end of another process is a TrainingFailed that says so."""
+  """A context in which the end of another process raises a TrainingFailed that says so."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    # Out of memory is one's own, and told as such.
+    # Out of memory is this process's own failure, and is reported as such.
     if count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
       raise
     raise TrainingFailed(

@@ -1,21 +1,21 @@
-"""Whether two runs ended alike, to the bit."""
+"""Compares two finished runs, bit for bit."""
 
 from digitnet import results as results_lib
 from digitnet.metrics_log import read_metrics
 from digitnet.workdir import Workdir
 
-# Of results.json and metrics.jsonl: no two runs take the same time.
+# Fields of results.json and metrics.jsonl to ignore: no two runs take the same time.
 _TIMES = frozenset({'images_per_second', 'wall_seconds'})
 
 
 def differences(first: Workdir, second: Workdir) -> list[str]:
-  """What two finished runs left that is not the same, their times aside.
+  """The differences between the files of two finished runs, except in their times.
 
-  results.json holds the digests of the last state, so that parameters and
-  optimizer are compared to the bit.
+  results.json holds the digests of the last state, so this compares parameters and
+  optimizer bit for bit.
 
   Returns:
-    A description of each difference; none when the runs ended alike.
+    A description of each difference; empty if the runs ended alike.
 
   Raises:
     UserError: a file is missing or cannot be read.
@@ -42,7 +42,7 @@ def differences(first: Workdir, second: Workdir) -> list[str]:
 
 
 def _bytes(path):
-  """None where the test split was to stay sealed."""
+  """The file's content; None if the test split stayed sealed."""
   return path.read_bytes() if path.exists() else None
 
 

@@ -1,7 +1,7 @@
-"""What each knob may be, checked before anything is compiled.
+"""The allowed values of each knob, checked before anything is compiled.
 
-`configs/default.py` is the complete list of knobs; `RULES` says of each what is
-allowed. Validation also refuses what is missing from either list.
+`configs/default.py` is the complete list of knobs; `RULES` gives the allowed values of
+each. Validation also refuses a knob that is missing from either list.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def _is_int(value):
 
 
 def _is_number(value):
-  # Not by `math.isfinite`, which fails on a whole number of four hundred digits.
+  # Not `math.isfinite`, which fails on an integer of four hundred digits.
   most = sys.float_info.max
   return (_is_int(value) or isinstance(value, float)) and -most <= value <= most
 
@@ -154,7 +154,7 @@ RULES: dict[str, Rule] = {
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The config as dotted name -> value, as JSON would give the values back."""
+  """The config as dotted name -> value, with the values as JSON returns them."""
   flat = {}
 
   def visit(prefix, values):
@@ -172,7 +172,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   """Checks every value.
 
   Raises:
-    UserError: names the field, its value, and what is allowed.
+    UserError: a value is not allowed; names the field, its value and what is allowed.
   """
   values = flatten(config)
   for name in values:
@@ -195,7 +195,7 @@ def _check_fold(values):
 
 
 def _check_average(values):
-  """An average moves by thousandths, which bfloat16's eight bits cannot hold."""
+  """An average moves by thousandths, which eight bits of bfloat16 cannot represent."""
   decay, dtype = values['optim.average_decay'], values['model.param_dtype']
   if decay and dtype != 'float32':
     raise UserError(
@@ -205,10 +205,13 @@ def _check_average(values):
 
 
 def validate_network(config: ml_collections.ConfigDict) -> None:
-  """Checks what a trained network is used by: of a `complete` config, however old.
+  """Checks only the values that using a trained network depends on.
+
+  Args:
+    config: of a run of any age, filled up by `complete`.
 
   Raises:
-    UserError: as `validate`.
+    UserError: as in `validate`.
   """
   values = flatten(config)
   groups = ('model.', 'augment.', 'data.')
@@ -218,7 +221,7 @@ def validate_network(config: ml_collections.ConfigDict) -> None:
           f'config.{name}: this digitnet has no such knob; use the one of the run, whose'
           ' commit its results.json names'
       )
-  # An old run may lack a kind of augmentation, which then was not there.
+  # An old run may lack a kind of augmentation that did not exist yet.
   names = [
       name
       for name in RULES
@@ -262,10 +265,10 @@ def _check_lengths(values):
 
 
 def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Checks that batches divide evenly over the devices, and over their parts.
+  """Checks that batches divide evenly over the devices and their accumulated parts.
 
   Raises:
-    UserError: names the nearest sizes that do.
+    UserError: one does not; names the nearest sizes that do.
   """
   parts = f' x config.accumulation={config.accumulation}'
   for name, divisor, over in (
@@ -283,11 +286,11 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
       )
 
 
-# Where data lie may change between two starts of one run; what they are may not,
-# which their fingerprint tells. Nor does a run hang on its report.
+# Fields that may change between two starts of one run: where the data lie, since their
+# fingerprint shows that they are the same, and the report, which no result depends on.
 _FREE = frozenset({'data.dir', 'data.manual_dir', 'write_report'})
 
-# Knobs that runs of an older digitnet lack, and the values that mean what they did.
+# Knobs that runs of an older digitnet lack, with values that do what those runs did.
 _AS_BEFORE = {
     'accumulation': 1,
     'all_reduce_dtype': 'float32',
@@ -313,7 +316,7 @@ _AS_BEFORE = {
     'write_report': True,
 }
 
-# What a saved state is made of: no flag lets a run go on with another.
+# Fields that a saved state depends on: no flag lets a run resume with other values.
 FIXED = frozenset({
     'data.split',
     'data.split_seed',
@@ -328,7 +331,7 @@ FIXED = frozenset({
 
 
 def complete(config: ml_collections.ConfigDict) -> None:
-  """Adds the knobs that runs of an older digitnet lack, with what those runs did."""
+  """Adds the knobs that a run of an older digitnet lacks, set to do what it did."""
   for name, value in _AS_BEFORE.items():
     *groups, last = name.split('.')
     group = config
@@ -341,7 +344,7 @@ def complete(config: ml_collections.ConfigDict) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-  """'field: old -> new' for each field that differs and matters to a run."""
+  """By field, 'field: old -> new' for each one that differs and matters to a run."""
   return {
       name: f'{name}: {old.get(name, "(none)")} -> {new.get(name, "(none)")}'
       for name in sorted(old.keys() | new.keys())

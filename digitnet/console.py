@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: lines, a bar, and a pace."""
+"""Console output while a run goes on: lines, a progress bar and the speed."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ _silent = False
 
 
 def silence() -> None:
-  """No lines but warnings, and no bar: another process talks, or nobody wants to listen."""
+  """Turns off the bar and all lines but warnings, as for --quiet or on all processes but one."""
   global _silent
   _silent = True
 
 
 def say(line: str) -> None:
-  """Prints a line, above the bar where there is one."""
+  """Prints a line, above the bar if there is one."""
   if _silent:
     return
   tqdm.tqdm.write(line, file=sys.stdout)
@@ -31,7 +31,7 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-  """Prints a line that must not be missed, nor mixed with results: on stderr."""
+  """Prints a line on stderr, where it is not missed, nor mixed with results."""
   tqdm.tqdm.write(f'digitnet: {line}', file=sys.stderr)
   sys.stderr.flush()
 
@@ -40,21 +40,21 @@ def _shows_bar():
   if not sys.stderr.isatty():
     return False
   try:
-    # Some containers' terminals say that they have no width: tqdm shows nothing.
+    # Some containers' terminals report a width of 0, at which tqdm shows nothing.
     return os.get_terminal_size(sys.stderr.fileno()).columns > 0
   except OSError:
     return True
 
 
 def bar(work: Sequence[_T], unit: str) -> Iterable[_T]:
-  """The same, with a progress bar on a terminal once it has taken two seconds."""
+  """Iterates over `work`, with a progress bar on a terminal after two seconds."""
   return tqdm.tqdm(
       work, unit=unit, delay=2, leave=False, disable=_silent or not _shows_bar()
   )
 
 
 class Pace:
-  """A progress bar and the speed of training, pauses left out.
+  """A progress bar, and the speed of training without pauses.
 
   Without a terminal there is no bar, and `show` prints plain lines.
 
@@ -70,12 +70,12 @@ class Pace:
       seconds: float = 0.0,
       num_images: int = 0,
   ):
-    """What earlier starts of the run did counts too.
+    """Continues the counts of earlier starts of the run.
 
     Args:
-      total_images: in the whole run.
-      done_images: trained on by earlier starts.
-      seconds, num_images: what earlier starts timed.
+      total_images: images in the whole run.
+      done_images: images trained on by earlier starts.
+      seconds, num_images: the attributes at the end of the earlier starts.
     """
     self.seconds = seconds
     self.num_images = num_images
@@ -91,12 +91,12 @@ class Pace:
     )
 
   def start(self) -> None:
-    """Starts the clock, if it stands: once the first step, compiled, is done."""
+    """Starts the clock unless it runs; call it after the first step, which compiles."""
     if self._since is None:
       self._since = time.perf_counter()
 
   def step(self, num_images: int) -> None:
-    """Counts the images of a finished step, timed if the clock runs."""
+    """Counts the images of a finished step, and times it if the clock runs."""
     self._done += num_images
     self._bar.update(num_images)
     if self._since is not None:
@@ -107,7 +107,7 @@ class Pace:
 
   @contextlib.contextmanager
   def pause(self):
-    """Keeps evaluation and the like out of the measured speed."""
+    """A context that is excluded from the measured speed, for evaluation and the like."""
     running = self._since is not None
     if running:
       self.seconds += time.perf_counter() - self._since
@@ -118,11 +118,11 @@ class Pace:
 
   @property
   def images_per_second(self) -> float | None:
-    """Over the run so far; None before anything was timed."""
+    """The speed over the run so far; None before anything has been timed."""
     return self.num_images / self.seconds if self.seconds else None
 
   def show(self, where: str, summary: dict[str, float | int]) -> None:
-    """Loss and accuracy: beside the bar, or as a line without a terminal."""
+    """Shows loss and accuracy beside the bar, or in a line of its own if there is none."""
     text = f'loss {summary["loss"]:.4f}  accuracy {summary["accuracy"]:.2%}'
     if not self._bar.disable:
       self._bar.set_postfix_str(text)

@@ -1,8 +1,8 @@
-"""What people do to digits that MNIST does not: for tables of robustness.
+"""Corruptions of digits that MNIST does not have, for tables of robustness.
 
-Each function takes and gives [N, 28, 28, 1] uint8, white on black, and draws from a
+Each function takes and returns [N, 28, 28, 1] uint8, white on black, and draws from a
 generator, so that equal seeds corrupt equally. After MNIST-C (Mu and Gilmer, 2019,
-arXiv:1906.02337), with the cases that matter to a drawn or photographed digit.
+arXiv:1906.02337), with the cases that matter for drawn or photographed digits.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _SEED = 0
 
 
 def corrupt(name: str, images: np.ndarray) -> np.ndarray:
-  """Applies the corruption of a name in `CORRUPTIONS`."""
+  """Applies the corruption `name`, a key of `CORRUPTIONS`."""
   return CORRUPTIONS[name](images, np.random.default_rng(_SEED))
 
 
@@ -24,14 +24,14 @@ def _nothing(images, rng):
 
 
 def _shifted(images, rng):
-  """By 4 pixels in a direction of each image's own; ink beyond the border is lost."""
+  """By 4 pixels in a random direction; ink beyond the border is lost."""
   angles = rng.uniform(0, 2 * np.pi, len(images))
   moves = 4 * np.stack([np.sin(angles), np.cos(angles)], axis=1)
   return _each(lambda image, move: ndimage.shift(image, move, order=1), images, moves)
 
 
 def _rotated(images, rng):
-  """By 15 to 30 degrees either way."""
+  """By 15 to 30 degrees in either direction."""
   angles = rng.uniform(15, 30, len(images)) * rng.choice([-1, 1], len(images))
   return _each(
       lambda image, angle: ndimage.rotate(image, angle, reshape=False, order=1),
@@ -41,7 +41,7 @@ def _rotated(images, rng):
 
 
 def _blurred(images, rng):
-  """By a Gaussian of 1.2 pixels, as brightest as before."""
+  """By a Gaussian of 1.2 pixels, then scaled to the same peak brightness."""
   del rng
   blurred = ndimage.gaussian_filter(
       images.astype(np.float32), (0, 1.2, 1.2, 0)
@@ -51,18 +51,18 @@ def _blurred(images, rng):
 
 
 def _noisy(images, rng):
-  """With Gaussian noise of a quarter of the range on every pixel."""
+  """With Gaussian noise on every pixel, its standard deviation a quarter of the range."""
   return _to_bytes(images + rng.normal(0, 64, images.shape))
 
 
 def _thin(images, rng):
-  """Each pixel as dark as the darkest of its 2x2 neighbourhood."""
+  """Each pixel becomes the darkest of its 2x2 neighbourhood."""
   del rng
   return ndimage.grey_erosion(images, (1, 2, 2, 1))
 
 
 def _thick(images, rng):
-  """Each pixel as bright as the brightest of its 3x3 neighbourhood."""
+  """Each pixel becomes the brightest of its 3x3 neighbourhood."""
   del rng
   return ndimage.grey_dilation(images, (1, 3, 3, 1))
 
@@ -74,7 +74,7 @@ def _inverted(images, rng):
 
 
 def _off_centre(images, rng):
-  """Moved whole into a corner of the picture."""
+  """Moved into a random corner of the picture, without losing ink."""
   corners = rng.integers(0, 2, (len(images), 2))
 
   def move(image, corner):
@@ -108,7 +108,7 @@ def _smaller(images, rng):
 
 
 def _each(change, images, draws):
-  """Calls `change(image, draw)` on each [28, 28] float32 image."""
+  """Applies `change(image, draw)` to each [28, 28] float32 image."""
   changed = [
       change(image[..., 0].astype(np.float32), draw)
       for image, draw in zip(images, draws)

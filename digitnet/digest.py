@@ -1,4 +1,4 @@
-"""SHA-256 of what a checkpoint holds: flipped bits restore without a word."""
+"""SHA-256 of what a checkpoint holds: Orbax does not detect flipped bits."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ def of_arrays(tree) -> str:
   for leaf in jax.tree.leaves(tree):
     array = np.ascontiguousarray(leaf)
     digest.update(f'{array.dtype} {np.shape(leaf)}\n'.encode())
-    # As bytes: bfloat16 has no buffer of its own.
+    # As bytes: bfloat16 does not support the buffer protocol.
     digest.update(array.reshape(-1).view(np.uint8))
   return digest.hexdigest()
 
 
 def of_json(value) -> str:
-  """The digest of a value, the same for any order of its keys."""
+  """The digest of a JSON value, independent of the order of keys."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,16 +1,16 @@
-"""Durations written as '8 epochs' or '500 steps', and the one 'is it now?'."""
+"""Durations written as '8 epochs' or '500 steps', and whether something is due."""
 
 import re
 
 from digitnet.errors import UserError
 
 _FORM = re.compile(r'\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(epoch|step)s?\s*')
-MOST_STEPS = 2**31 - 1  # On the devices steps are int32.
+MOST_STEPS = 2**31 - 1  # Steps are int32 on the devices.
 ALLOWED = "a number and its unit, like '8 epochs', '0.5 epochs' or '500 steps'"
 
 
 def parse(text: str) -> tuple[float, str]:
-  """Splits '8 epochs' into (8.0, 'epoch'); ValueError when it has no such form."""
+  """Splits '8 epochs' into (8.0, 'epoch'); ValueError if malformed."""
   match = _FORM.fullmatch(text)
   if not match:
     raise ValueError(ALLOWED)
@@ -21,10 +21,10 @@ def parse(text: str) -> tuple[float, str]:
 
 
 def to_steps(text: str, steps_per_epoch: int) -> int:
-  """The duration in updates, rounded; at least 1 unless it is zero.
+  """The duration in steps, rounded; at least 1 unless it is zero.
 
   Raises:
-    UserError: the text is not a duration, or a longer one than can be counted.
+    UserError: the text is not a duration, or exceeds `MOST_STEPS`.
   """
   try:
     number, unit = parse(text)
@@ -37,8 +37,8 @@ def to_steps(text: str, steps_per_epoch: int) -> int:
 
 
 def is_now(step: int, every: int, last_step: int) -> bool:
-  """Whether something done every `every` updates is due after update `step`.
+  """Whether something done every `every` steps is due after step `step`.
 
-  The last step is always due, whether or not the numbers divide.
+  It is always due after the last step.
   """
   return step == last_step or (every > 0 and step % every == 0)

@@ -1,34 +1,34 @@
-"""What is set in the environment before JAX, or even Python, starts.
+"""Sets environment variables before JAX, or even Python, starts.
 
-As glibc comes, a training step on CPU spends an eighth of its time on page faults, or more:
-its arrays are new memory to the kernel each time, 4 KiB by 4 KiB. glibc reads its settings
-when a process starts, so Python is started again.
+With glibc's defaults, a training step on CPU spends an eighth of its time or more on page
+faults: to the kernel its arrays are new memory each time, 4 KiB by 4 KiB. glibc reads its
+settings when a process starts, so Python is started again.
 """
 
 import os
 import sys
 
 _MALLOC = {
-    # Huge pages, where the kernel grants them to those who ask.
+    # Huge pages, if the kernel grants them on request.
     'hugetlb': 1,
-    # Freed memory is kept for the next step: never a mapping of its own, never
-    # given back.
+    # Keeps freed memory for the next step: no array has a mapping of its own, and no
+    # memory is returned to the kernel.
     'mmap_max': 0,
     'trim_threshold': 2**40,
 }
 
 
 def user_cache() -> str:
-  """The folder of what can be made again: `~/.cache/digitnet`, as a rule."""
+  """The folder for files that can be made again, by default `~/.cache/digitnet`."""
   base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return os.path.join(base, 'digitnet')
 
 
 def malloc_tunables() -> dict[str, str]:
-  """The environment variable that makes memory cheap to use again.
+  """The environment variable that makes memory cheap to reuse.
 
-  Nothing where the C library is not glibc, or older than 2.35, which brought
-  `hugetlb`; nor where the user has tuned malloc himself.
+  Empty if the C library is not glibc 2.35 or later, the first with `hugetlb`, or if the
+  user has tuned malloc already.
   """
   tunables = os.environ.get('GLIBC_TUNABLES', '')
   if 'glibc.malloc.' in tunables or not _has_tunables():
@@ -38,14 +38,14 @@ def malloc_tunables() -> dict[str, str]:
 
 
 def prepare(tune_malloc: bool = True) -> None:
-  """For programs, before they import JAX: cheap memory, and kept compilations.
+  """Sets up cheap memory and JAX's compilation cache; call it before importing JAX.
 
-  JAX then finds what it compiled in an earlier process, in `~/.cache/digitnet`. Its
-  own variables go first: JAX_COMPILATION_CACHE_DIR, and
+  JAX then reuses what an earlier process compiled, from `user_cache()`. JAX's own
+  variables take precedence: JAX_COMPILATION_CACHE_DIR, and
   JAX_ENABLE_COMPILATION_CACHE=false.
 
   Args:
-    tune_malloc: starts Python again, in this process, with `malloc_tunables`.
+    tune_malloc: whether to start Python again, in this process, with `malloc_tunables`.
   """
   variables = malloc_tunables() if tune_malloc else {}
   if variables:
@@ -54,7 +54,7 @@ def prepare(tune_malloc: bool = True) -> None:
   os.environ.setdefault(
       'JAX_COMPILATION_CACHE_DIR', os.path.join(user_cache(), 'compiled')
   )
-  # By default JAX keeps only what took it a second.
+  # By default JAX caches only what took a second or more to compile.
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 

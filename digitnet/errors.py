@@ -1,15 +1,15 @@
-"""The ways a run ends early, each with its exit code."""
+"""The ways in which a program ends early, each with its exit code."""
 
 
 class UserError(Exception):
-  """A mistake the user can mend: shown as one line, exit code 2.
+  """A mistake that the user can fix: shown as one line, exit code 2.
 
   The message says what is wrong, where, and what to do.
   """
 
 
 class TrainingFailed(Exception):
-  """Training cannot go on, through nobody's typing: one line, exit code 1."""
+  """Training cannot go on, through no fault of the user: one line, exit code 1."""
 
 
 class ExportFailed(Exception):
@@ -17,15 +17,15 @@ class ExportFailed(Exception):
 
 
 def brief(error: Exception) -> str:
-  """The first line of a message that may have many, without its tail."""
+  """The first line of an error's message, cut to 160 characters."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return lines[0] if len(lines[0]) <= 160 else lines[0][:160] + '...'
 
 
 class Stopped(BaseException):
-  """A signal asked to stop; what was trained since the last save has been saved.
+  """A signal asked the process to stop; the training loop first saves its state.
 
-  Like KeyboardInterrupt no `Exception`, which much code takes for a fault.
+  Like KeyboardInterrupt it is no `Exception`, which much code would catch as an error.
 
   Attributes:
     signum: the signal's number; the process exits with 128 + signum.

@@ -1,4 +1,4 @@
-"""Scoring a split: every example exactly once, for any batch and device count."""
+"""Scores a split: every example exactly once, for any batch size and device count."""
 
 from collections.abc import Callable
 
@@ -22,11 +22,11 @@ def evaluate(
   """Scores a split.
 
   Args:
-    eval_step: `steps.make_eval_step`, under `parallel.pmap`.
+    eval_step: from `steps.make_eval_step`, under `parallel.pmap`.
     params: replicated parameters.
-    split: N examples, with labels or without.
-    batch_size: examples a step; a multiple of the number of devices.
-    check: called before each step; what it raises ends the scoring.
+    split: N examples, with or without labels.
+    batch_size: examples per step; a multiple of the number of devices.
+    check: called before each step; may raise to end the scoring.
 
   Returns:
     metrics: sums over the examples that have a label.

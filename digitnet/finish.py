@@ -1,4 +1,4 @@
-"""The end of a run: the best network scored on test, once, and what is left for people."""
+"""The end of a run: scores the best network once on the test split, writes the results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,10 +26,10 @@ from digitnet.workdir import Workdir
 def restore_best(
     checkpoints: Checkpoints, best_step: int, last_step: int, model: DigitNet
 ) -> tuple[dict, dict[str, str]]:
-  """The parameters that are best on validation, and the digests of the last state.
+  """Restores the params that are best on validation, and the last state's digests.
 
   Raises:
-    TrainingFailed: they are no longer what was saved.
+    TrainingFailed: a checkpoint is no longer what was saved.
   """
   like = model_lib.abstract_params(model)
   try:
@@ -54,21 +54,21 @@ def score_and_write(
     digests: dict[str, str],
     commit: str | None,
 ) -> dict[str, Any]:
-  """Scores the test split, and writes predictions, report and at last results.json.
+  """Scores the test split; writes predictions, report, TensorBoard, then results.json.
 
   Args:
     config: all fields of configs/default.py.
-    dataset: of the run.
-    eval_step: of the network, as `parallel.pmap` makes it.
-    run: where to write, from the main process.
+    dataset: the run's three splits.
+    eval_step: the network's eval step, under `parallel.pmap`.
+    run: the workdir, which only the main process writes.
     progress: of the whole run.
-    params: of the network to score.
-    last_step: updates done.
+    params: parameters of the network to score.
+    last_step: number of updates done.
     digests: of the last state.
-    commit: that this start of the run was made from.
+    commit: the commit that this start of the run was made from.
 
   Returns:
-    What results.json holds.
+    The content of results.json.
   """
 
   def score(split):
@@ -94,7 +94,7 @@ def score_and_write(
     run.write_predictions(logits.argmax(axis=-1), last_step)
   pictures = []
   if config.write_report:
-    # Of the split that nothing was chosen on, where its labels are known.
+    # The report is on the split that nothing was chosen on, if that has been scored.
     name, split = 'test', dataset.test
     if not results['test']:
       name, split = 'validation', dataset.validation
@@ -110,9 +110,9 @@ def score_and_write(
 
 
 def _write_report(run, results, name, split, logits, train_split, params):
-  """The report, which may fail without harm to the run; returns its pictures."""
+  """Writes the report and returns its pictures; a failure does not harm the run."""
   try:
-    # Here, since they take half a second, which the first step need not wait for.
+    # Imported here, since they take half a second that would delay the first step.
     # pylint: disable=g-import-not-at-top
     from scipy import special
 
@@ -122,14 +122,14 @@ def _write_report(run, results, name, split, logits, train_split, params):
     scored = Scored(name, split.images, split.labels, probs)
     report.write(run, results, scored, train_split, params)
     return sorted(run.report.glob('*.png'))
-  # Whatever it is, hours of training are not lost for the sake of a picture.
+  # Whatever it is, hours of training must not be lost for a picture.
   except Exception as error:  # pylint: disable=broad-except
     warn(f'{run.report}: not written ({error}); scripts/report.py makes it again')
     return []
 
 
 def _write_tensorboard(run, config, results, pictures):
-  """TensorBoard's view, which may fail likewise."""
+  """Writes the end of the run for TensorBoard; a failure does not harm the run."""
   try:
     from digitnet import tensorboard  # pylint: disable=g-import-not-at-top
 

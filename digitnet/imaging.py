@@ -1,6 +1,6 @@
-"""Anybody's picture of a digit, brought to the form of MNIST's.
+"""Converts any picture of a digit to MNIST's format.
 
-That form (LeCun et al., 1998, section III.A): ink bright on black, fitted into 20x20
+That format (LeCun et al., 1998, section III.A): bright ink on black, fitted into 20x20
 pixels with its proportions kept, its centre of mass in the middle of 28x28.
 """
 
@@ -17,32 +17,32 @@ from scipy import ndimage
 from digitnet.errors import UserError
 from digitnet.model import IMAGE_SHAPE
 
-# Pillow's own limit holds before a JPEG is decoded at a fraction of its size; ours after.
+# Pillow's own limit applies to a JPEG's full size; ours to the reduced size it is decoded at.
 Image.MAX_IMAGE_PIXELS = None
 
 _SIDE = IMAGE_SHAPE[0]
 _FITTED = 20
-# A picture is worked on at this many pixels a side at most: more than 20 need, and a
+# Pictures are reduced to this many pixels a side at most: more than 20 pixels need, and a
 # photo then costs no more than a drawing.
 _LONGEST_SIDE = 400
-# Phones take photos of 10^8 pixels, but as JPEG, which is decoded at a fraction of that.
+# Phones take photos of 10^8 pixels, but as JPEG, which is decoded at a reduced size.
 _MOST_PIXELS = 2**27
-# Of what Pillow reads, what holds pixels: others start programs, as PostScript does.
+# Only formats that hold pixels: for others, such as PostScript, Pillow starts programs.
 _FORMATS = {
     'AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP'
 }  # fmt: skip
-# What iPhones take, and Pillow does not read: a picture all the same, so that this is said.
+# Taken by iPhones, but not read by Pillow: counted as pictures, so that the user is told.
 _NOT_READ = {'.heic', '.heif'}
-# Strokes thinner than this part of the digit's height are thickened to it: MNIST's pens
-# were wide, and a thin line all but vanishes when it is made smaller.
+# Strokes thinner than this fraction of the digit's longer side are thickened to it: MNIST's
+# pens were wide, and a thin line all but vanishes when it is made smaller.
 _THINNEST_STROKE = 0.1
-# Ink stands out from the paper by this many of its noise's standard deviations, and by
-# this part of the range from black to white.
+# Ink differs from the paper by at least this many standard deviations of the paper's noise,
+# and by at least this fraction of the range from black to white.
 _NOISE_SIGMAS = 4.0
 _LEAST_CONTRAST = 0.08
-# The light on the paper is found from at most this many pixels a side.
+# The light on the paper is fitted to at most this many pixels a side.
 _SAMPLED_SIDE = 64
-# Parts of less than this share of the largest one's ink are specks.
+# Parts with less than this fraction of the largest part's ink are specks.
 _SPECK = 0.04
 
 
@@ -51,23 +51,23 @@ def open_picture(
 ) -> np.ndarray:
   """Decodes a picture: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PNM, TIFF or WebP.
 
-  Turned as its EXIF says, without colour, transparent parts white, the first of several
-  frames.
+  Turns it as its EXIF says, drops colour, makes transparent parts white, and takes the
+  first of several frames.
 
   Args:
-    content: of the file.
-    name: of the picture, for messages.
-    most_pixels: that are decoded; about 16 bytes of memory go to each.
+    content: the content of the file.
+    name: the picture's name, for messages.
+    most_pixels: limit on the pixels to decode; each takes about 16 bytes of memory.
 
   Returns:
-    [H, W] float32, from 0, black, to 1, white; 400 pixels a side at most.
+    [H, W] float32, from 0 (black) to 1 (white); at most 400 pixels a side.
 
   Raises:
     UserError: it is no picture, is damaged, or is too large.
   """
   try:
     picture = Image.open(io.BytesIO(content), formats=_formats())
-    # JPEG is decoded at a fraction of its size where that is enough.
+    # JPEG is decoded at a reduced size if that is enough.
     picture.draft('L', (2 * _LONGEST_SIDE,) * 2)
     if picture.width * picture.height > most_pixels:
       raise UserError(
@@ -86,24 +86,24 @@ def open_picture(
 
 
 def _turned(picture):
-  """As its EXIF says, where that can be read."""
+  """Turns a picture as its EXIF says, if that can be read."""
   try:
     return ImageOps.exif_transpose(picture)
-  # Of damaged EXIF, too, Pillow says nearly anything; its pixels may be good.
+  # Damaged EXIF, too, makes Pillow raise nearly anything; the pixels may be good.
   except Exception:  # pylint: disable=broad-except
     return picture
 
 
 def _formats():
-  """Those of `_FORMATS` that this Pillow was built with."""
+  """The formats in `_FORMATS` that this Pillow was built with."""
   Image.init()
   return sorted(_FORMATS & set(Image.OPEN))
 
 
 def _to_grey(picture):
   if picture.mode in ('I', 'F') or picture.mode.startswith('I;16'):
-    # Up to 16 bits a pixel, as scanners give, which Pillow's own conversion clips. How many
-    # of them are used the values tell: white is the next 2**n - 1, of 8 bits at least.
+    # More than 8 bits a pixel, as from scanners, which Pillow's own conversion clips. The
+    # values show how many bits are in use: white is the next 2**n - 1, with n >= 8.
     values = np.asarray(picture, np.float32)
     num_bits = max(8, int(values.max()).bit_length())
     picture = Image.fromarray(values / (2**num_bits - 1 if values.max() > 1 else 1))
@@ -122,24 +122,23 @@ def _to_grey(picture):
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray:
-  """Tells the strokes from the paper, whichever is darker, however the light falls.
+  """Separates the strokes from the paper, whichever is darker, in any light.
 
   Args:
     grey: [H, W] float32 in [0, 1].
 
   Returns:
-    [H, W] float32: 0 where there is no ink, up to 1 where it is full. All 0 where there
-    is nothing but paper.
+    [H, W] float32, from 0 (no ink) to 1 (full ink). All 0 if there is nothing but paper.
   """
   contrast = grey - _paper(grey)
-  # Ink is the rarer of what is darker and what is brighter than the paper.
-  # Of the quarter nearest to the paper, which is paper even where ink fills the picture;
-  # 0.3186 is where that quarter of a normal distribution ends.
+  # The noise is that of the quarter of the pixels nearest to the paper, which are paper even
+  # if ink fills the picture; 0.3186 is where that quarter of a normal distribution ends.
   noise = np.quantile(np.abs(contrast), 0.25) / 0.3186
   threshold = max(_LEAST_CONTRAST, _NOISE_SIGMAS * noise)
   span = np.quantile(np.abs(contrast), 0.99)
-  if span > 0.5:  # No noise is so large: it is ink that fills the picture.
+  if span > 0.5:  # No noise is so large: ink fills the picture.
     threshold = min(threshold, span / 3)
+  # Ink is darker or brighter than the paper, whichever exceeds the threshold by more in all.
   darker, brighter = -np.minimum(contrast, 0), np.maximum(contrast, 0)
   ink = max(
       (darker, brighter), key=lambda part: np.maximum(part - threshold, 0).sum()
@@ -147,15 +146,15 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
   if not (ink > threshold).any():
     return np.zeros_like(grey)
   full = np.percentile(ink[ink > threshold], 75)
-  # Down to nothing at half the threshold, so that edges stay soft.
+  # Ink falls to 0 at half the threshold, so that edges stay soft.
   low = min(threshold / 2, full / 2)
   ink = np.clip((ink - low) / (full - low), 0, 1).astype(np.float32)
   return _without_specks(ink)
 
 
 def _paper(grey):
-  """[H, W]: the paper's brightness: a quadratic surface through what is not ink."""
-  # The border is paper, as a rule; so it is where the search begins.
+  """[H, W] float32: the paper's brightness, a quadratic surface through what is not ink."""
+  # The border is usually paper, so the search begins there.
   rim = max(1, min(grey.shape) // 16)
   is_rim = np.ones(grey.shape, bool)
   is_rim[rim:-rim, rim:-rim] = False
@@ -163,20 +162,20 @@ def _paper(grey):
   if min(grey.shape) < _SIDE + 8:
     return start  # Too few pixels to tell light from ink.
 
-  # Six numbers are found as well from a sample of the pixels.
+  # A sample of the pixels is enough to fit six coefficients.
   sample = tuple(slice(None, None, -(-side // _SAMPLED_SIDE)) for side in grey.shape)
   y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in grey.shape), indexing='ij')
   terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
   sampled_terms, sampled = terms[sample], grey[sample]
   surface, was_paper = start[sample], None
   for _ in range(8):
-    # The half nearest to the surface so far: least trimmed squares (Rousseeuw, 1984).
+    # The half nearest to the current surface: least trimmed squares (Rousseeuw, 1984).
     distance = np.abs(sampled - surface)
     is_paper = distance <= max(0.01, np.median(distance))
     if np.array_equal(is_paper, was_paper):
       break
     was_paper = is_paper
-    # By the normal equations: six terms within [-1, 1] are far from degenerate.
+    # By the normal equations: six terms on [-1, 1] are well conditioned.
     paper_terms = sampled_terms[is_paper]
     fit, *_ = np.linalg.lstsq(
         paper_terms.T @ paper_terms, paper_terms.T @ sampled[is_paper], rcond=None
@@ -198,7 +197,7 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
   """Fits and centres the ink of one digit.
 
   Args:
-    ink: [H, W] float32 in [0, 1], of which some is ink.
+    ink: [H, W] float32 in [0, 1], with at least one pixel above 0.2.
 
   Returns:
     [28, 28, 1] uint8.
@@ -223,11 +222,11 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 def _thickened(ink):
-  """Ink whose strokes are not too thin to be seen when it is made smaller."""
+  """Thickens strokes that would be too thin to be seen at 20x20 pixels."""
   mask = np.pad(ink > 0.5, 1)
   if not mask.any():
     return ink
-  # Across a stroke the distance to its edge is a quarter of its width on average.
+  # Averaged across a stroke, the distance to the edge is a quarter of the stroke's width.
   width = 4 * ndimage.distance_transform_edt(mask)[mask].mean() - 1
   missing = _THINNEST_STROKE * max(ink.shape) - width
   if missing < 1:
@@ -239,15 +238,15 @@ def _thickened(ink):
 
 
 def split_digits(ink: np.ndarray) -> list[np.ndarray]:
-  """The ink of several digits in a row, one by one from the left.
+  """Splits a row of digits into single digits, from left to right.
 
-  Parts that lie above one another belong to one digit, as the two strokes of a 5.
+  Parts that lie above one another belong to one digit, such as the two strokes of a 5.
 
   Args:
     ink: [H, W] float32 in [0, 1].
 
   Returns:
-    For each digit, an array of that shape with its ink alone.
+    For each digit, an array of the same shape with only its ink.
   """
   labels, count = ndimage.label(ink > 0.2, np.ones((3, 3)))
   spans = [columns for _, columns in ndimage.find_objects(labels)]
@@ -271,20 +270,20 @@ def read_picture(
     most_pixels: int = _MOST_PIXELS,
     most_digits: int | None = None,
 ) -> Sequence[np.ndarray]:
-  """The digits of a picture, as the network wants them.
+  """Reads the digits of a picture, in the format that the network takes.
 
   Args:
-    content: of its file.
-    name: for messages.
-    several: whether it shows a row of digits, to be told apart.
+    content: the content of the file.
+    name: the picture's name, for messages.
+    several: whether to split a row of digits; otherwise all ink is one digit.
     most_pixels: see `open_picture`.
-    most_digits: that are brought to the network's form; None is any number.
+    most_digits: limit on the digits with `several`; None for any number.
 
   Returns:
-    A [28, 28, 1] uint8 array for each; one, unless `several`.
+    For each digit, a [28, 28, 1] uint8 array.
 
   Raises:
-    UserError: it cannot be read, shows nothing, or more digits than that.
+    UserError: it cannot be read, shows no ink, or shows more than `most_digits`.
   """
   ink = find_ink(open_picture(content, name, most_pixels))
   if not ink.any():
@@ -296,10 +295,10 @@ def read_picture(
 
 
 def find_pictures(paths: Sequence[str]) -> list[str]:
-  """The files that are meant: a folder stands for the pictures in it, by name.
+  """Replaces each folder by the pictures in it, sorted by name; keeps other paths.
 
   Raises:
-    UserError: a folder holds none.
+    UserError: a folder holds no pictures or cannot be read.
   """
   found = []
   for path in map(pathlib.Path, paths):
@@ -317,6 +316,6 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
 
 
 def is_picture(name: str) -> bool:
-  """Whether a file's name ends as those of pictures do."""
+  """Whether a file's name has the extension of a picture."""
   ending = pathlib.Path(name).suffix.lower()
   return ending in _NOT_READ or Image.registered_extensions().get(ending) in _FORMATS

@@ -1,4 +1,4 @@
-"""A run that begins with parameters from elsewhere."""
+"""Begins a run with parameters from elsewhere."""
 
 import ml_collections
 
@@ -13,7 +13,7 @@ from digitnet.workdir import Workdir
 
 
 def check_is_new(run: Workdir) -> None:
-  """Raises UserError where there is a run already."""
+  """Raises UserError if the folder holds a run already."""
   if run.holds_a_run():
     raise UserError(f'--workdir={run.path}: holds a run already; name another')
 
@@ -23,13 +23,13 @@ def begin_run(
 ) -> Workdir:
   """Makes a workdir whose only checkpoint, of step 0, holds these parameters.
 
-  Training goes on from there by the usual command; predicting and scoring work at once.
+  The usual command continues training from there; prediction and scoring work at once.
 
   Args:
-    config: all fields of configs/default.py, valid.
+    config: all fields of configs/default.py, validated.
     workdir: a folder without a run.
-    params: of the config's network: float arrays.
-    dataset: that the run is bound to from now on.
+    params: float arrays, the parameters of the config's network.
+    dataset: the data that the run is bound to from now on.
 
   Raises:
     UserError: there is a run already, or the folder cannot be written to.

@@ -10,21 +10,21 @@ from digitnet.data.splits import permutation
 
 
 def num_steps_per_pass(num_examples: int, batch_size: int) -> int:
-  """Batches that hold each example once; the last may be short, as in Keras."""
+  """Batches in one pass over the examples; the last may be short, as in Keras."""
   return math.ceil(num_examples / batch_size)
 
 
 def num_steps_per_epoch(
     num_examples: int, batch_size: int, min_steps: int
 ) -> int:
-  """An epoch is one pass, or the fewest whole passes of `min_steps` or more."""
+  """Steps per epoch: the fewest whole passes with at least `min_steps` steps."""
   steps = num_steps_per_pass(num_examples, batch_size)
   return steps * math.ceil(min_steps / steps)
 
 
 @functools.lru_cache(maxsize=2)
 def _order(num_examples, seed, pass_number):
-  # Splits use keys of one number; passes count from 1 to stay apart from them.
+  # The splits use keys of the seed alone; passes count from 1 to have other keys.
   return permutation(num_examples, seed, pass_number + 1)
 
 
@@ -33,7 +33,7 @@ def train_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
   """The batch of update number `step`, counted from 0.
 
-  Each pass has an order of its own and holds every example exactly once.
+  Each pass holds every example exactly once, in an order of its own.
 
   Returns:
     indices: [batch_size] int32, padded with 0.
@@ -47,7 +47,7 @@ def train_batch(
 
 
 def num_images(step: int, num_examples: int, batch_size: int) -> int:
-  """Images in the first `step` batches, padding not counted."""
+  """Images in the first `step` batches, not counting padding."""
   passes, place = divmod(step, num_steps_per_pass(num_examples, batch_size))
   return passes * num_examples + place * batch_size
 

@@ -1,8 +1,8 @@
-"""Real handwritten digits that every installation has: scikit-learn's.
+"""Real handwritten digits that come with every installation: scikit-learn's.
 
 1,797 digits of 8x8 pixels in 17 grey levels, from the test part of the UCI set
-"Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998), brought
-to MNIST's form: 20x20 pixels, centred by mass in 28x28.
+"Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998), converted
+to MNIST's format: 20x20 pixels, centred by mass in 28x28.
 """
 
 from importlib import metadata
@@ -18,9 +18,9 @@ _FILE = 'sklearn/datasets/data/digits.csv.gz'
 
 
 def load() -> Corpus:
-  """The corpus; it has no test part of its own."""
-  # The file of `sklearn.datasets.load_digits`, whose import takes longer than all else
-  # before a short run's first step.
+  """Loads the corpus, which has no test part of its own."""
+  # Reads the file of `sklearn.datasets.load_digits` directly: importing that function takes
+  # longer than everything else before a short run's first step.
   path = metadata.distribution('scikit-learn').locate_file(_FILE)
   digits = np.loadtxt(path, delimiter=',')
   images = to_mnist_form(digits[:, :-1].reshape(-1, 8, 8))
@@ -28,18 +28,18 @@ def load() -> Corpus:
 
 
 def to_mnist_form(images: np.ndarray) -> np.ndarray:
-  """Brings digits to MNIST's form.
+  """Converts digits to MNIST's format.
 
   Args:
     images: [N, 8, 8] float, ink in 0..16.
 
   Returns:
-    [N, 28, 28, 1] uint8: scaled to 20x20 by cubic splines, the centre of mass on that of
-    the picture as nearly as whole pixels allow without cutting ink.
+    [N, 28, 28, 1] uint8: scaled to 20x20 by cubic splines, then shifted by whole pixels to
+    centre the mass, as far as possible without cutting off ink.
   """
   from scipy import ndimage
 
-  # Splines are linear, and a picture's rows are scaled apart from its columns.
+  # Spline interpolation is linear and separable: one matrix scales rows and columns.
   scale = ndimage.zoom(np.eye(8), (2.5, 1), order=3, mode='grid-constant', grid_mode=True)
   scaled = scale @ (images / 16) @ scale.T
   pixels = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Decoded copies of data that are slow to decode.
+"""Caches decoded copies of data that are slow to decode.
 
-A copy is a NumPy archive, whose every member carries a CRC; a damaged copy is
-made again, and a folder that cannot be written to is done without.
+A copy is a NumPy archive with a CRC for every member. A damaged copy is made
+again; if the folder cannot be written to, no copy is kept.
 """
 
 from collections.abc import Callable
@@ -25,18 +25,18 @@ _UNREADABLE = (
     KeyError,
     zipfile.BadZipFile,
     zlib.error,
-    RuntimeError,  # A member that says it is encrypted, or compressed in another way.
-    tokenize.TokenError,  # A header of NumPy's.
+    RuntimeError,  # A member marked as encrypted, or with an unknown compression.
+    tokenize.TokenError,  # A damaged NumPy header.
 )
 
 
 def user_folder() -> epath.Path:
-  """Where copies go that have no data folder of ours to lie in."""
+  """The user's cache folder, for copies of data whose folder is not ours to write to."""
   return epath.Path(environment.user_cache())
 
 
 def load(path: epath.Path) -> Corpus | None:
-  """The corpus stored at `path`; None when absent or damaged."""
+  """Loads the corpus stored at `path`; None if it is absent or damaged."""
   try:
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
       parts = {
@@ -49,7 +49,7 @@ def load(path: epath.Path) -> Corpus | None:
 
 
 def load_or_make(path: epath.Path, make: Callable[[], Corpus]) -> Corpus:
-  """The corpus stored at `path`, or else the one that `make` returns, stored."""
+  """Loads the corpus stored at `path`; otherwise stores and returns that of `make`."""
   stored = load(path)
   if stored is not None:
     return stored

@@ -1,11 +1,11 @@
-"""What a source hands over, and what a run trains on."""
+"""The data that a source returns, and the splits that a run uses."""
 
 import dataclasses
 import zlib
 
 import numpy as np
 
-# The label of an example whose label nobody gave.
+# The label of an unlabelled example.
 NO_LABEL = -1
 
 
@@ -14,7 +14,7 @@ class Split:
   """Examples in a fixed order.
 
   Attributes:
-    images: [N, 28, 28, 1] uint8, ink bright on a dark ground.
+    images: [N, 28, 28, 1] uint8, bright ink on a dark background.
     labels: [N] int32 in 0..9, or `NO_LABEL`.
   """
 
@@ -29,18 +29,18 @@ class Split:
 
   @property
   def labelled(self) -> bool:
-    """Whether every example has a label (an empty split has)."""
+    """Whether every example has a label; True for an empty split."""
     return bool(np.all(self.labels != NO_LABEL))
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """A data set as its publisher cut it.
+  """A data set as its publisher split it.
 
   Attributes:
     name: what the data are, as every output names them.
     train: the labelled part.
-    test: the publisher's own test part; None where there is none.
+    test: the publisher's own test part; None if there is none.
   """
 
   name: str
@@ -54,7 +54,7 @@ class Dataset:
 
   Attributes:
     name: what the data are.
-    source: the name in `SOURCES` they came from.
+    source: the name in `sources.SOURCES` that they came from.
     train, validation, test: disjoint splits; test may have no labels.
   """
 
@@ -73,7 +73,7 @@ class Dataset:
 
   @property
   def fingerprint(self) -> str:
-    """Equal for equal data in equal order: name, sizes and a CRC of all arrays."""
+    """Name, sizes and a CRC of all arrays: equal for equal data in equal order."""
     crc = 0
     for split in (self.train, self.validation, self.test):
       crc = zlib.crc32(split.images, crc)

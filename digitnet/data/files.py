@@ -1,4 +1,4 @@
-"""Reading a file that a user named."""
+"""Reads files that the user names."""
 
 import gzip
 import io
@@ -10,13 +10,13 @@ from digitnet.errors import UserError
 
 _GZIP_MAGIC = b'\x1f\x8b'
 
-# Bytes, decompressed: ten times the largest file of any digits that we know. A few
-# megabytes of gzip can hold more than a machine's memory.
+# Limit in bytes, before and after decompression: ten times the largest file of digits that
+# we know. A few megabytes of gzip can hold more than a machine's memory.
 _MOST = 2**30
 
 
 def read_bytes(path: epath.Path) -> bytes:
-  """A file's content, decompressed when it is gzip, whatever its name.
+  """Reads a file, and decompresses it if its content is gzip, whatever its name.
 
   Raises:
     UserError: the file is missing, unreadable, empty, damaged, or far too large.

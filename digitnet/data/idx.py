@@ -16,8 +16,8 @@ FILES = {
     'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
 }
 
-# SHA-256 of the four decompressed files, in the order of `FILES`: files that
-# differ are still read, but never called MNIST.
+# SHA-256 of the four decompressed files, in the order of `FILES`. Other files are
+# still read, but not named MNIST.
 _MNIST_DIGESTS = (
     'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
     '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
@@ -29,7 +29,7 @@ _UNSIGNED_BYTE = 0x08
 
 
 def find(folder: epath.Path, name: str) -> epath.Path | None:
-  """The file called `name` or `name`.gz in `folder`, or None."""
+  """The path of `name` or `name`.gz in `folder`; None if neither exists."""
   for path in (folder / name, folder / f'{name}.gz'):
     if path.is_file():
       return path
@@ -40,7 +40,7 @@ def load(folder: epath.Path) -> Corpus:
   """Reads the four files, gzipped or not, from a folder.
 
   Raises:
-    UserError: a file is missing, damaged, or not of MNIST's form.
+    UserError: a file is missing, damaged, or not in MNIST's format.
   """
   digests = []
   splits = {}
@@ -67,7 +67,7 @@ def to_split(
     labels_path: epath.Path,
     labels_content: bytes,
 ) -> Split:
-  """Pairs the content of an images file with that of its labels file."""
+  """Makes a split from the contents of an images file and of its labels file."""
   images = parse_images(images_path, images_content)
   labels = _parse(labels_path, labels_content, num_dims=1)
   if len(images) != len(labels):
@@ -85,7 +85,7 @@ def to_split(
 
 
 def parse_images(path: epath.Path, content: bytes) -> np.ndarray:
-  """The images of an IDX file: [N, 28, 28, 1] uint8."""
+  """Parses the images of an IDX file: [N, 28, 28, 1] uint8."""
   images = _parse(path, content, num_dims=3)
   if not len(images):
     raise UserError(f'{path}: holds no images')
@@ -96,14 +96,14 @@ def parse_images(path: epath.Path, content: bytes) -> np.ndarray:
 
 
 def num_dims(content: bytes) -> int | None:
-  """The dimensions an IDX file of unsigned bytes announces; None if it is none."""
+  """The number of dimensions of an IDX file of unsigned bytes; None for other files."""
   if len(content) < 4 or content[:3] != bytes([0, 0, _UNSIGNED_BYTE]):
     return None
   return content[3]
 
 
 def _parse(path, content, num_dims):
-  """The array of unsigned bytes in an IDX file of `num_dims` dimensions."""
+  """Parses an IDX file of unsigned bytes in `num_dims` dimensions."""
   header_size = 4 + 4 * num_dims
   if len(content) < header_size or content[:4] != bytes(
       [0, 0, _UNSIGNED_BYTE, num_dims]

@@ -18,10 +18,10 @@ _PIXELS = [f'pixel{i}' for i in range(784)]
 
 
 def load(folder: epath.Path) -> Corpus:
-  """Reads `train.csv` and `test.csv`; the second time from a decoded copy.
+  """Reads `train.csv` and `test.csv`, from a decoded copy after the first time.
 
   Raises:
-    UserError: a file is missing or not of the competition's form.
+    UserError: a file is missing or not in the competition's format.
   """
   contents = []
   digest = hashlib.sha256()
@@ -43,20 +43,20 @@ def load(folder: epath.Path) -> Corpus:
       raise UserError(f'{folder / TEST}: has a column "label"; is it train.csv?')
     return Corpus('kaggle digit recognizer', train, test)
 
-  # Named by the files' content: an edited file is read afresh.
+  # Named by the files' content, so that an edited file is parsed again.
   copy = cache.user_folder() / f'kaggle-{digest.hexdigest()[:32]}.npz'
   return cache.load_or_make(copy, parse)
 
 
 def parse_csv(path: epath.Path, content: bytes) -> Split:
-  """Reads one CSV file, with or without its column `label`.
+  """Parses one CSV file, with or without a `label` column.
 
   Args:
     path: for messages.
     content: a header `[label,]pixel0,...,pixel783`, then one image a row.
 
   Raises:
-    UserError: names the row and the column of the first thing that is wrong.
+    UserError: the file is malformed; names the row and column of the first fault.
   """
   if not content.strip():
     raise UserError(f'{path}: the file is empty')
@@ -116,7 +116,7 @@ def _describe_header(path, names):
 
 
 def _describe_fault(path, body, names):
-  """Finds the first fault, row by row: slow, and only for a file that has one."""
+  """Finds the first fault row by row: slow, so only for files that have one."""
   for row, line in enumerate(body.split(b'\n'), start=2):
     if not line.strip():
       continue

@@ -2,9 +2,9 @@
 
 Northcutt, Athalye and Mueller, "Pervasive Label Errors in Test Sets Destabilize Machine
 Learning Benchmarks" (NeurIPS 2021, arXiv:2103.14749), showed 100 suspects among the
-10,000 test images to five people each; of these 15 did not find a majority for their
-label. Nobody has asked people about the 60,000 training images, of which the card's
-test split holds a part.
+10,000 test images to five people each; for 15 of them, no majority confirmed the label.
+Nobody has asked people about the 60,000 training images, some of which are in the `card`
+test split.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ import hashlib
 
 import numpy as np
 
-# First 16 digits of the SHA-256 sum of an image's 784 bytes -> its place in MNIST's test
-# set, its label, and what most of those who disagreed read; None where they read neither
-# the label nor the network's guess. By content, since every source has its own order.
+# First 16 hex digits of the SHA-256 of an image's 784 bytes -> its index in MNIST's test
+# set, its label, and the digit that most people who rejected the label read; None where
+# they also rejected the network's guess. By content, since each source has its own order.
 _KNOWN = {
     '9e571df431674b22': (947, 8, 9),
     'a6dbd7572d6b5235': (1621, 0, 6),
@@ -35,7 +35,7 @@ _KNOWN = {
 
 
 def is_known(images: Sequence[np.ndarray]) -> np.ndarray:
-  """Which of the images have a label that people found wrong.
+  """Whether each image has a label that people found to be wrong.
 
   Args:
     images: [N, 28, 28, 1] uint8.

@@ -49,17 +49,17 @@ def load(
     num_folds: int,
     fold: int,
 ) -> Dataset:
-  """Loads a data set and cuts it: the keywords are those of `config.data`.
+  """Loads a data set and splits it; the keywords are those of `config.data`.
 
   Args:
-    say: takes lines for the user: which data, and what `auto` took and why.
+    say: takes lines for the user: which data, and which source `auto` took and why.
     source: a name in `SOURCES`, or 'auto'.
-    dir: a folder with the files, or TFDS' own; '' when not needed.
+    dir: a folder with the files, or TFDS's data folder; '' if not needed.
     manual_dir: a folder with MNIST's four .gz files, for TFDS; '' for none.
     split: a name in `splits.SPLITS`.
-    split_seed: of the permutation that is cut.
-    num_folds: parts that the labelled images are cut into.
-    fold: which of these parts validates, from 0.
+    split_seed: seed of the permutation that is cut.
+    num_folds: number of parts that the images outside the test split are cut into.
+    fold: which of these parts is the validation split, from 0.
 
   Raises:
     UserError: a folder or a file is missing or wrong.
@@ -75,7 +75,7 @@ def load(
 
 
 def _auto(data_dir, manual_dir, say):
-  """Files at hand first, then MNIST by TFDS, then the bundled digits."""
+  """Takes files in `data_dir` first, then MNIST by TFDS, then the bundled digits."""
   not_there = ''
   if data_dir:
     folder = _folder(data_dir, 'CSV or IDX files, or TFDS data')

@@ -1,4 +1,4 @@
-"""Cutting a corpus into train, validation and test: fixed, disjoint, seeded."""
+"""Cuts a corpus into train, validation and test splits: fixed, disjoint, seeded."""
 
 import numpy as np
 
@@ -11,11 +11,11 @@ from digitnet.errors import UserError
 def permutation(size: int, *key: int) -> np.ndarray:
   """A fixed random order of `range(size)`: [size] int64.
 
-  NumPy promises the raw bits of Philox (Salmon et al., 2011) for ever, but not
-  what `Generator.permutation` makes of them; so the bits are sorted here.
+  NumPy guarantees that the raw bits of Philox (Salmon et al., 2011) never change, but
+  not what `Generator.permutation` makes of them. So this sorts the raw bits.
 
   Args:
-    size: how many places.
+    size: length of the permutation.
     *key: one or two non-negative integers; equal keys give equal orders.
   """
   first, second = (*key, 0)[:2]
@@ -35,7 +35,7 @@ def _cut(pool: Split, sizes: tuple[int, ...], seed: int) -> list[Split]:
 
 
 def _hold_out(pool: Split, num_folds: int, fold: int) -> list[Split]:
-  """Train and validation: part number `fold`, of `num_folds`, validates."""
+  """Train and validation splits: the latter is part `fold` of `num_folds`."""
   bounds = [round(i * len(pool) / num_folds) for i in (fold, fold + 1)]
   before, validation, after = (
       pool.take(part) for part in np.split(np.arange(len(pool)), bounds)
@@ -44,10 +44,10 @@ def _hold_out(pool: Split, num_folds: int, fold: int) -> list[Split]:
 
 
 def _card(corpus: Corpus, seed: int) -> tuple[Split, Split]:
-  """The Kaggle layout: of MNIST's 70,000, 42,000 with a label and 28,000 for test.
+  """The Kaggle layout: of MNIST's 70,000 images, 42,000 labelled and 28,000 for test.
 
-  Where the test part comes without labels it is Kaggle's own and stays whole.
-  Otherwise two fifths of everything are test.
+  A test part without labels is Kaggle's own and stays whole. Otherwise two fifths
+  of all images become the test split.
   """
   if corpus.test is not None and not corpus.test.labelled:
     (labelled,) = _cut(corpus.train, (), seed)
@@ -60,9 +60,9 @@ def _card(corpus: Corpus, seed: int) -> tuple[Split, Split]:
 
 
 def _standard(corpus: Corpus, seed: int) -> tuple[Split, Split]:
-  """MNIST's own cut: its 60,000 for training and validation, its 10,000 for test.
+  """MNIST's own layout: 60,000 images for training and validation, 10,000 for test.
 
-  A corpus without a test part of its own gives a seventh, as MNIST's is.
+  A corpus without a test part gives up a seventh of its images, MNIST's proportion.
   """
   if corpus.test is None:
     num_test = round(len(corpus.train) / 7)
@@ -89,15 +89,15 @@ def cut(
     num_folds: int,
     fold: int,
 ) -> Dataset:
-  """Cuts a corpus.
+  """Cuts a corpus into the three splits of a run.
 
   Args:
     corpus: from a source.
     source: that source's name.
     split: a name in `SPLITS`.
-    seed: of the permutation; equal seeds give equal splits.
-    num_folds: parts that the images that are not test are cut into.
-    fold: which of these parts validates, from 0.
+    seed: seed of the permutation; equal seeds give equal splits.
+    num_folds: number of parts that the images outside the test split are cut into.
+    fold: which of these parts is the validation split, from 0.
 
   Raises:
     UserError: the corpus has no such split, or is too small for it.

@@ -1,9 +1,9 @@
 """MNIST as a TensorFlow Datasets builder that needs no TensorFlow.
 
 The stock `mnist` builder extracts its files with `tf.io`; this one reads them
-with NumPy and keeps them as array_record. The four files, their addresses,
-sizes and SHA-256 sums (`checksums.tsv`, which TFDS finds by its name) are those
-of the stock builder.
+with NumPy, and `tfds_source` stores them as array_record. The four files, their
+URLs, sizes and SHA-256 sums (`checksums.tsv`, which TFDS finds by its name) are
+those of the stock builder.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The `tfds` source: fetched or found, checked, prepared, and read in bulk."""
+"""The `tfds` source: MNIST downloaded or found, checked, prepared, read in bulk."""
 
 import errno
 import http.client
@@ -16,31 +16,32 @@ from digitnet.data.corpus import Split
 from digitnet.errors import UserError
 
 _URL = 'https://storage.googleapis.com/cvdf-datasets/mnist/'
-# The smallest first, since it shows whether there is a network at all.
+# The smallest file first, since it shows whether there is a network at all.
 _NAMES = sorted(
     (f'{name}.gz' for pair in idx.FILES.values() for name in pair),
     key=lambda name: ('images' in name, name),
 )
-# Without a network, for the first file; even looking up a name can hang.
+# Limit for the whole first file: without a network, even a name lookup can hang.
 _FIRST_SECONDS = 20
-# For any later piece of a file.
+# Limit for each connection and each read of a file.
 _READ_SECONDS = 10
 
 
 class NetworkUnavailable(UserError):
-  """MNIST's address does not answer."""
+  """MNIST cannot be downloaded: no answer, or other files than MNIST's."""
 
 
 def load(data_dir: str, manual_dir: str) -> Corpus:
-  """MNIST by TFDS, prepared on first use.
+  """Loads MNIST by TFDS, which prepares it on first use.
 
   Args:
-    data_dir: TFDS' folder; '' for its default.
-    manual_dir: a folder with the four .gz files already fetched; '' downloads.
+    data_dir: TFDS's data folder; '' for its default.
+    manual_dir: a folder with the four .gz files; '' to download them.
 
   Raises:
-    NetworkUnavailable: nothing is prepared and the network is out of reach.
-    UserError: a file is missing or has a wrong checksum.
+    NetworkUnavailable: MNIST is not prepared and cannot be downloaded.
+    UserError: a file is missing or has a wrong checksum, or TFDS cannot use `data_dir`.
+    OSError: the disk is full.
   """
   base = epath.Path(data_dir or '~/tensorflow_datasets').expanduser()
   prepared = base / 'digitnet_mnist' / '1.0.0'
@@ -67,7 +68,7 @@ def load(data_dir: str, manual_dir: str) -> Corpus:
       ) from None
 
   try:
-    # The copy first, since importing TFDS alone takes seconds.
+    # The decoded copy first, since importing TFDS alone takes seconds.
     return cache.load_or_make(copy, make)
   except OSError as error:
     if error.errno == errno.ENOSPC:
@@ -93,10 +94,10 @@ def _check_manual_dir(folder):
 
 
 def _fetch(folder):
-  """Downloads what is not there yet, never waiting long for an answer.
+  """Downloads the missing files, never waiting long for an answer.
 
-  Not left to TFDS, whose downloads have no time limit and whose retries go on
-  for minutes. TFDS then takes the files from the folder and checks their sums.
+  TFDS's own downloads have no time limit, and its retries go on for minutes. TFDS
+  later takes the files from the folder and verifies their checksums.
   """
   folder.mkdir(parents=True, exist_ok=True)
   for number, name in enumerate(_NAMES):
@@ -117,7 +118,7 @@ def _fetch(folder):
 
 
 def _fetch_one(path, outcome):
-  """Empties `outcome` when the file is there, or puts the reason in it."""
+  """Downloads one file; empties `outcome` on success, puts the reason in it on failure."""
   temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
   try:
     with urllib.request.urlopen(
@@ -147,7 +148,7 @@ def _prepare_and_read(base, files):
     first_line = str(error).strip().splitlines()[0]
     raise _WrongChecksum(f'{first_line} fetch that file again') from None
   except OSError:
-    # Of several processes that prepare it at once, the first one gives it its name.
+    # When several processes prepare it at once, the first to finish gives it its name.
     builder = make_builder()
     if not builder.is_prepared():
       raise

@@ -1,1 +1,1 @@
-"""A page to draw on, and the small server that reads what is drawn."""
+"""A web page to draw digits on, and the small server that reads them."""

@@ -1,21 +1,21 @@
-// What is drawn is asked about while it is drawn: one question at a time, the newest.
+// Sends the drawing to the server while it is drawn: one request at a time, of the newest state.
 'use strict';
 
 const byId = (id) => document.getElementById(id);
 const paper = byId('paper');
-const pen = {width: 0.075, step: 0.02};  // parts of the paper's side
+const pen = {width: 0.075, step: 0.02};  // fractions of the paper's side
 const mostBytes = 20 * 2 ** 20;
-const sentSide = 112;  // pixels: four for each that the network sees
+const sentSide = 112;  // pixels: four for each of the 28 that the network sees
 
 // What is on the paper: strokes, each a list of [x, y] from 0 to 1, or an opened picture.
 const empty = {strokes: [], picture: null};  // picture: {blob, bitmap}
 let now = empty;
-let past = [];  // what was there before, for undo
-let pointer = null;  // the one that draws
+let past = [];  // earlier states, for undo
+let pointer = null;  // the id of the pointer that draws
 let cursor = null;  // {x, y, down} of the arrow keys
-let version = 0;  // of the paper, so that a picture decoded late replaces nothing newer
+let version = 0;  // of the paper, so that a picture decoded late does not replace anything newer
 let digits = [];  // of the last answer
-let chosen = 0;  // of these
+let chosen = 0;  // the index of the digit shown
 
 const isEmpty = () => !now.strokes.length && !now.picture;
 
@@ -72,16 +72,16 @@ function changed() {
   ask();
 }
 
-// The question, and its answer.
+// The request and its answer.
 
 let asking = false;
 let isStale = false;
 let question = null;  // an AbortController
-let asked = null;  // the picture that the question is of
+let asked = null;  // the picture in the current request; null for a drawing
 
 async function ask() {
   isStale = true;
-  if (isEmpty() || now.picture || asked) question?.abort();  // Not worth waiting for.
+  if (isEmpty() || now.picture || asked) question?.abort();  // Do not wait for the old answer.
   if (asking) return;
   asking = true;
   while (isStale) {
@@ -99,7 +99,7 @@ async function ask() {
   speak();
 }
 
-// What is sent of a drawing: a canvas of its own, read back in every question.
+// The drawing as it is sent: on a canvas of its own, read back for every request.
 const small = document.createElement('canvas');
 small.width = small.height = sentSide;
 small.getContext('2d', {willReadFrequently: true});
@@ -108,7 +108,7 @@ function blobOf() {
   if (now.picture) return now.picture.blob;
   paint(small);
   const {data} = small.getContext('2d').getImageData(0, 0, sentSide, sentSide);
-  // As PGM, which is grey bytes: browsers take their time over a PNG.
+  // PGM is plain grey bytes; browsers are slow to encode PNG.
   const grey = Uint8Array.from({length: sentSide ** 2}, (_, i) => data[4 * i]);
   return new Blob([`P5 ${sentSide} ${sentSide} 255\n`, grey]);
 }
@@ -186,7 +186,7 @@ function showDigit(networks) {
   }));
 }
 
-// For those who hear the page: once the drawing rests, or as the pen is set down or lifted.
+// For screen readers: when the drawing rests, and when the pen is set down or lifted.
 let resting = 0;
 
 function speak(pen = '') {
@@ -234,7 +234,7 @@ paper.addEventListener('keydown', (event) => {
   const move = moves[event.key];
   if (!move && event.key !== ' ') return;
   event.preventDefault();
-  if (!move && event.repeat) return;  // The key is held, which is one press.
+  if (!move && event.repeat) return;  // A held key counts as one press.
   cursor ??= {x: 0.5, y: 0.5, down: false};
   if (!move) {
     cursor.down = !cursor.down;
@@ -291,7 +291,7 @@ byId('several').onchange = byId('saliency').onchange = ask;
 async function openPicture(blob) {
   if (!blob) return;
   const mine = ++version;
-  // What the browser cannot show, the server may still read, as TIFF.
+  // The server may still read what the browser cannot show, such as TIFF.
   const bitmap = await createImageBitmap(blob).catch(() => null);
   if (mine !== version) return;
   liftPen();

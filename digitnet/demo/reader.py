@@ -1,4 +1,4 @@
-"""Networks that answer many callers at once, in batches of whatever waits."""
+"""Answers many concurrent callers, by batching whatever images wait."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ import numpy as np
 from digitnet.model import IMAGE_SHAPE
 from digitnet.predict import Predictor
 
-# Each size is compiled once; what waits is filled up to the next one. Beyond 32 an image
-# costs no less for having company.
+# Batch sizes, each compiled once; a batch is padded to the next one. Beyond 32 the cost
+# per image no longer falls.
 _SIZES = (1, 2, 4, 8, 16, 32)
 _MOST_WAITING = 256
 
@@ -21,23 +21,23 @@ class Busy(Exception):
 
 
 class Reader:
-  """An ensemble that is asked from coroutines.
+  """An ensemble of networks, to be called from coroutines.
 
   Attributes:
-    names: of the networks.
-    num_read: images read so far.
+    names: the networks' names.
+    num_read: number of images read so far.
   """
 
   def __init__(self, predictors: Mapping[str, Predictor]):
-    """Compiles everything that will run, so that no caller waits for that.
+    """Compiles everything that will run, so that no caller waits for it.
 
     Args:
-      predictors: by the name that people know each by; at least one.
+      predictors: at least one, by display name.
     """
     self.names = list(predictors)
     self.num_read = 0
     self._predictors = list(predictors.values())
-    # A thread of its own, so that the loop goes on taking requests meanwhile.
+    # The networks run in one thread, while the event loop keeps taking requests.
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'network')
     self._waiting: list[tuple[np.ndarray, asyncio.Future]] = []
     self._has_work = asyncio.Event()
@@ -46,7 +46,7 @@ class Reader:
       self._saliency(np.zeros((size, *IMAGE_SHAPE), np.uint8))
 
   async def read(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """What each network makes of each image.
+    """Each network's probabilities for each image.
 
     Args:
       images: [28, 28, 1] uint8 each; at least one.
@@ -55,7 +55,7 @@ class Reader:
       [images, networks, 10] float32 probabilities.
 
     Raises:
-      Busy: too many wait already.
+      Busy: too many images wait already.
     """
     if len(self._waiting) + len(images) > _MOST_WAITING:
       raise Busy
@@ -66,7 +66,7 @@ class Reader:
     return np.stack(await asyncio.gather(*futures))
 
   async def saliency(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean over the networks of `Predictor.saliency`: [images, 28, 28] float32."""
+    """The networks' mean of `Predictor.saliency`: [images, 28, 28] float32."""
     loop = asyncio.get_running_loop()
     parts = [
         await loop.run_in_executor(
@@ -77,7 +77,7 @@ class Reader:
     return np.concatenate(parts)
 
   async def serve(self) -> None:
-    """Answers `read` until it is cancelled."""
+    """Answers calls of `read` until it is cancelled."""
     loop = asyncio.get_running_loop()
     while True:
       await self._has_work.wait()
@@ -87,7 +87,7 @@ class Reader:
         images = np.stack([image for image, _ in batch])
         try:
           probs = await loop.run_in_executor(self._thread, self._probs, images)
-        # Told to those who asked; the next ones may fare better.
+        # Raised to the callers of this batch; the next batch may succeed.
         except Exception as error:  # pylint: disable=broad-except
           for _, future in batch:
             if not future.done():
@@ -95,7 +95,7 @@ class Reader:
           continue
         self.num_read += len(batch)
         for (_, future), answer in zip(batch, probs):
-          if not future.done():  # Whoever asked may have gone.
+          if not future.done():  # The caller may have gone.
             future.set_result(answer)
 
   def _probs(self, images):
@@ -110,6 +110,6 @@ class Reader:
 
 
 def _padded(images):
-  """Up to the next size that has been compiled."""
+  """Pads a batch with zeros to the next compiled size."""
   size = next(size for size in _SIZES if size >= len(images))
   return np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))

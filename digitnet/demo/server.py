@@ -1,8 +1,8 @@
 """The server of the page to draw on: an ASGI app.
 
-    GET  /        the page, with its style and its script beside it
-    POST /read    a picture's bytes; answers JSON
-    GET  /health  JSON: that it lives, which networks answer, how many images were read
+    GET  /        the page; its style and script are /page.css and /page.js
+    POST /read    takes a picture's bytes, returns JSON
+    GET  /health  JSON: status, names of the networks, number of images read
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _FILES = {
     '/page.css': ('page.css', 'text/css'),
     '/page.js': ('page.js', 'text/javascript'),
 }
-# Nothing from elsewhere, and nobody else's page around ours.
+# The page loads nothing from elsewhere, and no other page may frame it.
 _HEADERS = {
     'Content-Security-Policy': (
         "default-src 'self'; img-src 'self' blob: data:; base-uri 'none';"
@@ -42,18 +42,18 @@ _HEADERS = {
     'Cache-Control': 'no-cache',
 }
 # Together these bound the server's memory.
-MOST_BYTES = 20 * 2**20  # of a request: a phone's photo has 3 to 12 MiB.
-_MOST_AT_ONCE = 64  # requests; more are told to come back.
-_MOST_PIXELS = 2**24  # of a picture, once decoded; about 16 bytes each.
-_MOST_WORKERS = 4  # pictures decoded at a time.
-_MOST_SECONDS = 20  # that a request may take to come in.
-_MOST_DIGITS = 64  # of one picture.
-# Okabe and Ito's sky blue and orange, which both show on black.
+MOST_BYTES = 20 * 2**20  # per request: a phone's photo has 3 to 12 MiB.
+_MOST_AT_ONCE = 64  # requests; further ones get a 503.
+_MOST_PIXELS = 2**24  # per decoded picture; about 16 bytes each.
+_MOST_WORKERS = 4  # pictures decoded at the same time.
+_MOST_SECONDS = 20  # for a request to arrive.
+_MOST_DIGITS = 64  # per picture.
+# Okabe and Ito's sky blue and orange, both visible on black.
 _FOR, _AGAINST = (86, 180, 233), (230, 159, 0)
 
 
 def make_app(reader: Reader) -> applications.Starlette:
-  """The app; its answers are the reader's."""
+  """Makes the app, which answers with what `reader` returns."""
   workers = concurrent.futures.ThreadPoolExecutor(
       min(os.cpu_count(), _MOST_WORKERS), 'imaging'
   )
@@ -163,7 +163,7 @@ async def _body(request: requests.Request) -> bytes:
         if len(content) > MOST_BYTES:
           raise too_large
   except requests.ClientDisconnect:
-    raise exceptions.HTTPException(400, 'broken off') from None  # Which nobody reads.
+    raise exceptions.HTTPException(400, 'broken off') from None  # Nobody reads this.
   except TimeoutError:
     raise exceptions.HTTPException(408, 'the picture did not come in time') from None
   return bytes(content)
@@ -177,7 +177,7 @@ async def _tell(request, error):
 
 
 async def _tell_fault(request, error):
-  del request, error  # The server logs it; a stranger need not know more.
+  del request, error  # The server logs the error; clients need not see it.
   return responses.JSONResponse({'error': 'a fault of the server'}, 500)
 
 
@@ -186,14 +186,14 @@ def _rounded(probs):
 
 
 def _png(pixels):
-  """A picture as a URL that holds it."""
+  """[H, W] or [H, W, 4] uint8 as the data URL of a PNG."""
   content = io.BytesIO()
   Image.fromarray(pixels).save(content, 'png')
   return 'data:image/png;base64,' + base64.b64encode(content.getvalue()).decode()
 
 
 def _overlay(saliency):
-  """[28, 28] float to see-through blue for what speaks for the digit, orange against."""
+  """[28, 28] float as a data URL: translucent blue speaks for the digit, orange against."""
   strength = np.abs(saliency) / max(np.abs(saliency).max(), 1e-9)
   colours = np.where(saliency[..., None] > 0, np.uint8(_FOR), np.uint8(_AGAINST))
   alpha = np.uint8(255 * strength**0.5)

@@ -1,5 +1,6 @@
-"""Trained networks in the files of other programs: one module a format.
+"""Exports trained networks to the file formats of other programs.
 
-Each has `write(network, path)` and `load(path)`, which returns what the format's own
-runtime makes of it: [N, 28, 28, 1] uint8 images to [N, 10] float32 probabilities.
+Each format's module has `write(network, path)` and `load(path)`. `load` returns a function
+that runs the file in the format's own runtime: [N, 28, 28, 1] uint8 images to [N, 10]
+float32 probabilities.
 """

@@ -1,4 +1,4 @@
-"""The model card that goes with exported files (Mitchell et al., 2019)."""
+"""The model card of exported files (Mitchell et al., 2019)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from digitnet import results as results_lib
 from digitnet.errors import UserError
 from digitnet.scored import Scored
 
-# The card's first heading, by which it is told from anybody else's README.md.
+# The card's first heading, which distinguishes it from any other README.md.
 TITLE = '# digitnet: handwritten digits'
 
 _TEMPLATE = """\
@@ -84,7 +84,7 @@ os.environ['KERAS_BACKEND'] = 'jax'  # or 'tensorflow' or 'torch', what is insta
 import keras
 probs = keras.models.load_model('model.keras', compile=False).predict(images / 255)""",
 }
-# Of the data: who wrote the digits, and on what terms they are given.
+# By data set: who wrote the digits, and their source or licence.
 _DATA = {
     'mnist': (
         "MNIST's writers were American census employees and high-school students, around"
@@ -102,16 +102,16 @@ def write(
     num_compared: int,
     files: Mapping[str, tuple[str, str]],
 ) -> str:
-  """The card's text, Markdown with the header that model hubs read.
+  """The card's text: Markdown with the metadata header that model hubs read.
 
   Args:
-    results: what the run's results.json holds.
-    scored: what the files were compared with.
-    num_compared: images, of those that were compared on a part of it.
-    files: by name, what each is, and what the comparison said.
+    results: the content of the run's results.json.
+    scored: the split and the network's probabilities that the files were compared with.
+    num_compared: number of images that most files were compared on.
+    files: by file name, a description and the result of the comparison.
 
   Raises:
-    UserError: results.json is not one of a run.
+    UserError: `results` is not the content of a run's results.json.
   """
   writers, data_licence = _DATA.get(results.get('dataset'), _DATA['other'])
   try:

@@ -1,4 +1,4 @@
-"""A folder of exported files, each of which has shown that it is good, and their card."""
+"""Writes a folder of exported files, each of them verified, and their model card."""
 
 from collections.abc import Sequence
 import importlib
@@ -21,7 +21,7 @@ from digitnet.workdir import write_atomically
 
 
 class Format(NamedTuple):
-  """A kind of file: the module that writes it, its name, and what it is."""
+  """A file format: the module that writes it, the file's name and its description."""
 
   module: str
   file: str
@@ -37,12 +37,12 @@ FORMATS = {
 }
 NUM_COMPARED = 1000
 _TOLERANCE = 1e-5  # of probabilities
-_NUM_CALIBRATED = 500  # training images that tell the range of each activation
-_MOST_LOST = 0.001  # of accuracy, with 8 bits
+_NUM_CALIBRATED = 500  # training images that calibrate the range of each activation
+_MOST_LOST = 0.001  # 8 bits must lose less accuracy than this
 
 
 def import_modules(formats: Sequence[str]) -> dict[str, Any]:
-  """The module of each format; UserError where what it needs is not installed."""
+  """Imports each format's module; UserError if a package is not installed."""
   try:
     return {
         name: importlib.import_module(f'digitnet.export.{FORMATS[name].module}')
@@ -63,22 +63,22 @@ def write(
     train_images: np.ndarray,
     results: dict[str, Any],
 ) -> None:
-  """Writes, reads again and compares each format, and then the model card.
+  """Writes each format, reads it again and compares it; then writes the model card.
 
-  What an earlier export left there is replaced, if any of the files is good.
+  If at least one file is good, all files of an earlier export are removed or replaced.
 
   Args:
-    folder: that exists.
+    folder: an existing folder.
     formats: keys of `FORMATS`.
-    network: what is exported.
-    scored: what each file is compared with.
-    train_images: [N, 28, 28, 1] uint8.
-    results: of the run.
+    network: the network to export.
+    scored: the split and the network's probabilities that each file is compared with.
+    train_images: [N, 28, 28, 1] uint8, to calibrate the 8-bit format with.
+    results: the content of the run's results.json.
 
   Raises:
-    ExportFailed: a file was not good; the others are there.
-    UserError: nothing can be written to the folder, or it has files of these names that
-      are of no export.
+    ExportFailed: a file was not good; the good ones are in the folder.
+    UserError: a package is missing, `results` is not that of a run, the folder cannot be
+      written to, or it has files of these names that no export wrote.
     OSError: the disk is full.
   """
   modules = import_modules(formats)
@@ -87,7 +87,7 @@ def write(
   for path in (readme, *(folder / one.file for one in FORMATS.values())):
     if path.exists() and not is_ours:
       raise UserError(f'{path}: is of no export, and would be lost; name another folder')
-  for left in folder.glob('.unfinished-*'):  # By a kill.
+  for left in folder.glob('.unfinished-*'):  # By an export that was killed.
     shutil.rmtree(left, ignore_errors=True)
   try:
     unfinished = pathlib.Path(tempfile.mkdtemp(prefix='.unfinished-', dir=folder))
@@ -112,7 +112,7 @@ def write(
       say(f'{folder / path.name}: {", ".join(good[path.name])}')
     if good:
       compared = min(NUM_COMPARED, len(scored.labels))
-      # First, since it is what tells the files of an export from anybody else's.
+      # The card comes first: it marks the files beside it as those of an export.
       write_atomically(readme, card.write(results, scored, compared, good))
       say(f'{readme}: the model card')
       for one in FORMATS.values():
@@ -127,7 +127,7 @@ def write(
 
 
 def _write(module, network, path, scored) -> str:
-  """Writes one file; returns what the comparison says."""
+  """Writes, reads and compares one file; returns the result of the comparison."""
   module.write(network, path)
   wanted = scored.probs[:NUM_COMPARED]
   found = module.load(path)(scored.images[:NUM_COMPARED])

@@ -1,7 +1,8 @@
-"""The network as a Keras 3 model, and Keras models of the card as parameters of ours.
+"""Writes the network as a Keras 3 model, and reads params from Keras models of the card.
 
-The layers have the names that Keras gives the card's: conv2d, conv2d_1, max_pooling2d,
-dropout, ..., dense_2. Input: [N, 28, 28, 1] float in [0, 1]; output: probabilities.
+The layers have the names that Keras gives to the card's layers: conv2d, conv2d_1,
+max_pooling2d, dropout, ..., dense_2. Input: [N, 28, 28, 1] float in [0, 1]; output:
+probabilities.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pathlib
 
 import numpy as np
 
-# Unless this variable names another: the one that is here anyway.
+# JAX is installed anyway; the environment variable may name another backend.
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 
 # pylint: disable=g-import-not-at-top,wrong-import-position
@@ -22,12 +23,12 @@ from digitnet.model import DigitNet
 from digitnet.model import IMAGE_SHAPE
 from digitnet.model import NUM_CLASSES
 
-# Of logits, relative to the largest one.
+# Of logits, relative to the largest absolute one, or to 1 if that is larger.
 _TOLERANCE = 1e-5
 
 
 def build(network: Network) -> keras.Sequential:
-  """The network in Keras' layers, with its parameters."""
+  """Builds the network from Keras layers, with its parameters."""
   config = network.config
   names = _Names()
   layers: list = [keras.Input(IMAGE_SHAPE)]
@@ -57,7 +58,7 @@ def write(network: Network, path: pathlib.Path) -> None:
 
 
 def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """The model as Keras runs it."""
+  """Loads the model; returns a function that runs it in Keras."""
   model = keras.models.load_model(path, compile=False)
   return lambda images: model.predict(
       images.astype(np.float32) / 255, batch_size=256, verbose=0
@@ -65,23 +66,23 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def read_network(path: pathlib.Path, like: Network) -> Network:
-  """The parameters of a Keras model of the card.
+  """Reads the parameters of a Keras model of the card.
 
   Args:
-    path: of a `.keras` file, of `.weights.h5`, or of `.h5` with the architecture.
-    like: the network that it should be; its parameters are not used.
+    path: a `.keras` file, a `.weights.h5` file, or an `.h5` file with the architecture.
+    like: the expected network; only the shapes of its parameters are used.
 
   Raises:
-    UserError: the file cannot be read, or is of another network.
+    UserError: the file cannot be read, or holds another network.
   """
   try:
     if path.name.endswith('.weights.h5'):
       model = build(like)
       model.load_weights(path)
     else:
-      # Safe: code within the file is refused.
+      # Safe: Keras refuses to run code from the file.
       model = keras.models.load_model(path, compile=False)
-  # Whatever damaged files make Keras raise.
+  # Damaged files make Keras raise nearly anything.
   except Exception as error:  # pylint: disable=broad-except
     reason = ' '.join(str(error).split())[:300]
     raise UserError(f'{path}: not a Keras model of this network ({reason})') from None
@@ -107,10 +108,10 @@ def read_network(path: pathlib.Path, like: Network) -> Network:
 
 
 def _check_alike(path, model, network):
-  """Same shapes are not yet the same network: padding, activations, pooling."""
+  """Raises UserError if padding, activations or pooling differ, despite equal shapes."""
   random = np.random.default_rng(0)
   noise = random.random((16, *IMAGE_SHAPE), np.float32)
-  # Full, and sparse as digits are, so that no unit is always on or off.
+  # Dense noise, and noise as sparse as digits, so that no unit is always on or off.
   images = np.concatenate([noise, noise * (random.random(noise.shape) > 0.85)])
   try:
     theirs = keras.ops.convert_to_numpy(_logits_model(model)(images))
@@ -129,7 +130,7 @@ def _check_alike(path, model, network):
 
 
 def _logits_model(model):
-  """The model without the softmax at its end, where it has one."""
+  """The model without its final softmax, if it has one; may change the model itself."""
   last = model.layers[-1]
   if not last.weights:
     return keras.Model(model.inputs, model.layers[-2].output)
@@ -147,7 +148,7 @@ def _with_weights(model):
 
 
 class _Names:
-  """Keras' own: dense, dense_1, dense_2."""
+  """Keras's default layer names: dense, dense_1, dense_2."""
 
   def __init__(self):
     self._counts: dict[str, int] = {}

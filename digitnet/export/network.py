@@ -1,4 +1,4 @@
-"""What is taken away: a network's shape and its parameters, in float32."""
+"""The network to export: its architecture and its parameters, in float32."""
 
 import dataclasses
 from typing import Any
@@ -15,11 +15,11 @@ _BATCH = 500
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A trained DigitNet; all formats compute in float32, as it does here.
+  """A trained DigitNet, computed in float32 here and in all formats.
 
   Attributes:
     config: the arguments of `DigitNet`.
-    params: layer name, then 'kernel' and 'bias': NumPy arrays.
+    params: NumPy arrays by layer name, then by 'kernel' or 'bias'.
   """
 
   config: dict[str, Any]
@@ -27,19 +27,19 @@ class Network:
 
   @classmethod
   def of(cls, config, params) -> 'Network':
-    """Args: config: `config.model` of a run; params: of any dtype."""
+    """Makes it from the `config.model` of a run, and from params of any dtype."""
     types = {'dtype': 'float32', 'matmul_dtype': 'float32', 'param_dtype': 'float32'}
     as_float = lambda x: np.asarray(x, np.float32)
     return cls({**config, **types}, jax.tree.map(as_float, dict(params)))
 
   def probs(self, images: ArrayLike) -> jax.Array:
-    """[N, 28, 28, 1] uint8 to [N, 10] float32, rows summing to 1; may be traced."""
+    """[N, 28, 28, 1] uint8 to [N, 10] float32, rows summing to 1; traceable."""
     model = DigitNet(**self.config)
     logits = model.apply({'params': self.params}, steps.to_float(images))
     return jax.nn.softmax(logits)
 
   def probs_in_batches(self, images: np.ndarray) -> np.ndarray:
-    """The same for many images, which need not fit the memory together."""
+    """`probs` in batches, for more images than fit in memory together."""
     probs = jax.jit(self.probs)
     batches = np.array_split(images, -(-len(images) // _BATCH))
     return np.concatenate([np.asarray(probs(batch)) for batch in batches])
@@ -55,6 +55,6 @@ class Network:
 
   @property
   def dense_names(self) -> list[str]:
-    """The names of the dense layers, the one of the logits last."""
+    """The names of the dense layers, with 'logits' last."""
     hidden = range(1, len(self.config['dense_features']) + 1)
     return [*(f'dense{i}' for i in hidden), 'logits']

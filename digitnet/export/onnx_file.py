@@ -1,7 +1,7 @@
-"""The network as ONNX, for ONNX Runtime and all that reads it.
+"""The network as ONNX, for ONNX Runtime and other programs that read it.
 
 Input `images`, [batch, 28, 28, 1] uint8; output `probabilities`, [batch, 10] float32.
-Within, the layout is ONNX' own, channels first.
+Internally the layout is ONNX's own, channels first.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from digitnet.export.network import Network
 from digitnet.model import IMAGE_SHAPE
 from digitnet.model import NUM_CLASSES
 
-# Old enough for ONNX Runtime 1.12 (2022) and everything since.
+# Readable by ONNX Runtime 1.12 (2022) and later.
 _OPSET, _IR_VERSION = 17, 8
 _BATCH = 512  # images at a time, which bounds memory
 
@@ -45,7 +45,7 @@ def write(network: Network, path: pathlib.Path) -> None:
   value = graph.add('Flatten', value)
   last = network.dense_names[-1]
   for i, name in enumerate(network.dense_names):
-    # The first one's rows, which come as height, width, channel.
+    # The first kernel's rows are in the order height, width, channel.
     reorder = (lambda kernel: _channels_first(kernel, side)) if i == 0 else np.asarray
     value = graph.add('Gemm', value, *graph.layer(name, reorder), name=name)
     if name != last:
@@ -69,16 +69,16 @@ def write(network: Network, path: pathlib.Path) -> None:
 
 
 def write_int8(source: pathlib.Path, images: np.ndarray, path: pathlib.Path) -> None:
-  """Writes a float32 file's network with 8-bit kernels and activations.
+  """Quantizes the network of a float32 file to 8-bit kernels and activations.
 
   Args:
-    source: what `write` wrote.
-    images: [N, 28, 28, 1] uint8, of training; the range of each activation is theirs.
-    path: of the new file.
+    source: a file that `write` wrote.
+    images: [N, 28, 28, 1] uint8 training images that calibrate each activation's range.
+    path: the new file.
   """
   root = logging.getLogger()
   level = root.level
-  # It warns that shapes should be inferred first; there are none to infer.
+  # ONNX Runtime warns that shapes should be inferred first, but there are none to infer.
   root.setLevel(logging.ERROR)
   try:
     quantization.quantize_static(
@@ -95,7 +95,7 @@ def write_int8(source: pathlib.Path, images: np.ndarray, path: pathlib.Path) -> 
 
 
 def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """The network as ONNX Runtime runs it, on CPU."""
+  """Loads the network; returns a function that runs it in ONNX Runtime, on CPU."""
   session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
 
   def probs(images):
@@ -106,12 +106,12 @@ def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _channels_first(kernel, side):
-  """Rows in the order height, width, channel to channel, height, width."""
+  """Reorders a kernel's rows from height, width, channel to channel, height, width."""
   return kernel.reshape(side, side, -1, kernel.shape[1]).transpose(2, 0, 1, 3).reshape(kernel.shape)
 
 
 class _Graph:
-  """Nodes in a row, each with one output."""
+  """A sequence of nodes, each with one output."""
 
   def __init__(self, params):
     self.nodes, self.constants, self._params = [], [], params
@@ -121,7 +121,7 @@ class _Graph:
     return name
 
   def layer(self, name, reorder):
-    """The names of a layer's kernel, brought to ONNX' order, and of its bias."""
+    """Adds a layer's kernel, in ONNX's order, and its bias; returns their names."""
     return (
         self.constant(f'{name}.kernel', reorder(self._params[name]['kernel'])),
         self.constant(f'{name}.bias', self._params[name]['bias']),
@@ -134,7 +134,7 @@ class _Graph:
 
 
 class _Images(quantization.CalibrationDataReader):
-  """Images in small batches, once."""
+  """Yields the images once, in small batches."""
 
   def __init__(self, images):
     self._batches = iter(np.array_split(images, max(1, len(images) // 50)))

@@ -1,6 +1,6 @@
 """The parameters alone, as safetensors: `conv1.kernel`, `conv1.bias`, ...
 
-Kernels are [height, width, in, out] and [in, out]; the metadata hold the network's shape.
+Kernels are [height, width, in, out] and [in, out]; the metadata hold the architecture.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from digitnet.export.network import Network
 
 
 def write(network: Network, path: pathlib.Path) -> None:
-  """Writes all parameters and the arguments of `DigitNet`."""
+  """Writes all parameters, and the arguments of `DigitNet` as metadata."""
   arrays = {
       f'{layer}.{name}': np.ascontiguousarray(array)
       for layer, arrays in network.params.items()
@@ -27,7 +27,7 @@ def write(network: Network, path: pathlib.Path) -> None:
 
 
 def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """The network that the file describes, run by this package."""
+  """Loads the network; returns a function that runs it by this package."""
   params: dict = {}
   with safetensors.safe_open(path, 'numpy') as file:
     for key in file.keys():

@@ -1,7 +1,7 @@
 """The whole network as one StableHLO program, for any number of images.
 
-It needs JAX alone to run, on CPU, CUDA or TPU, and none of this package; or whatever
-else reads StableHLO. JAX promises to read such a file for six months at least.
+Running it on CPU, CUDA or TPU needs JAX or another reader of StableHLO, but not this
+package. JAX guarantees to read such a file for at least six months.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def write(network: Network, path: pathlib.Path) -> None:
-  """Writes the program, parameters and all."""
+  """Writes the program, including the parameters."""
   (batch,) = export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *IMAGE_SHAPE), jnp.uint8)
   program = export.export(jax.jit(network.probs), platforms=PLATFORMS)(images)
@@ -27,6 +27,6 @@ def write(network: Network, path: pathlib.Path) -> None:
 
 
 def load(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-  """The program as JAX runs it."""
+  """Loads the program; returns a function that runs it in JAX."""
   call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
   return lambda images: np.asarray(call(images))
