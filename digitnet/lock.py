@@ -1,4 +1,4 @@
-"""One run a workdir: a lock that names who holds it."""
+"""A lock file that admits one run per workdir and names its holder."""
 
 import contextlib
 import fcntl
@@ -16,10 +16,10 @@ from digitnet.errors import UserError
 def hold(path: epath.Path):
   """Holds the lock file at `path` within the context.
 
-  The kernel releases it when its holder dies, however that comes about.
+  The operating system releases the lock when its holder dies, for whatever reason.
 
   Raises:
-    UserError: another process holds it; its host and number are named.
+    UserError: another process holds the lock; the message names its host and PID.
   """
   file = _open_locked(path)
   try:
@@ -32,7 +32,8 @@ def hold(path: epath.Path):
     )
     yield
   finally:
-    # Removed before it is released: who opened it meanwhile will see that.
+    # Remove the file before releasing the lock: a process that has opened the
+    # file meanwhile can then see that it is gone.
     with contextlib.suppress(OSError):
       os.unlink(path)
     file.close()
@@ -51,17 +52,17 @@ def _open_locked(path):
           ' another --workdir'
       ) from None
     except OSError as error:
-      # Some network file systems know no locks.
+      # Some network file systems do not support locks.
       warn(f'{path}: no lock ({error.strerror}); let no two runs write here')
       return file
     with contextlib.suppress(FileNotFoundError):
       if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
         return file
-    file.close()  # Its last holder removed it just now.
+    file.close()  # The last holder has just removed the file; try again.
 
 
 def _read(file):
-  """'process P on host H' as the file says; '' when it says nothing."""
+  """The holder as 'process PID on HOST'; '' if the file does not name one."""
   file.seek(0)
   content = file.read(1000)
   try:

@@ -1,4 +1,4 @@
-"""What a run's bits depend on besides its config: the machine's shape."""
+"""The machine's shape, on which a run's exact bits depend besides its config."""
 
 import os
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 
 
 def devices() -> dict[str, Any]:
-  """The devices of all processes: platform, kind and count."""
+  """Platform, kind and count of the devices of all processes."""
   return {
       'platform': jax.default_backend(),
       'kind': jax.devices()[0].device_kind,
@@ -16,18 +16,18 @@ def devices() -> dict[str, Any]:
 
 
 def num_cores() -> int:
-  """The cores that this process may use."""
+  """The number of CPU cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count()
 
 
 def shape() -> dict[str, Any]:
-  """All that sums may be rounded otherwise for, on another machine."""
+  """All properties of the machine that can change how sums are rounded."""
   return {
       **devices(),
       'processes': jax.process_count(),
-      # XLA cuts its work on CPU by the cores that it may use.
+      # On CPU, XLA divides its work by the number of cores that it may use.
       'cores': num_cores(),
       'jax': jax.__version__,
   }

@@ -1,7 +1,7 @@
-"""Sums that merge: over devices, over batches, and over a resumed run.
+"""Metrics as sums that merge over devices, over batches, and over a resumed run.
 
-Everything is summed and divided once, at the end, so each example weighs the
-same whatever the batch size and the device count.
+The sums are divided only once, at the end, so each example has the same weight
+whatever the batch size and the device count.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from digitnet.model import NUM_CLASSES
 
 
 class BatchMetrics(struct.PyTreeNode):
-  """Sums over the real examples of one batch, on device.
+  """Sums over the examples of one batch that its mask selects, on device.
 
   Attributes:
     loss: [] float32, the summed cross-entropy in nats.
-    confusion: [10, 10] int32, counts by true (row) and predicted (column).
+    confusion: [10, 10] int32, counts by true (row) and predicted (column) digit.
   """
 
   loss: jax.Array
@@ -30,7 +30,7 @@ class BatchMetrics(struct.PyTreeNode):
 
   @classmethod
   def compute(cls, logits, labels, mask) -> BatchMetrics:
-    """Args: logits [N, 10]; labels [N] int32; mask [N] bool, the real ones."""
+    """Args: logits [N, 10]; labels [N] int32; mask [N] bool, True if counted."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     predicted = jnp.argmax(logits, axis=-1)
     confusion = jnp.zeros((NUM_CLASSES, NUM_CLASSES), jnp.int32)
@@ -42,11 +42,11 @@ class BatchMetrics(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-  """Sums over any number of batches, on the host, in float64.
+  """Sums over any number of batches, on the host, in 64 bits.
 
   Attributes:
     loss: the summed cross-entropy in nats.
-    confusion: [10, 10] int64, counts by true (row) and predicted (column).
+    confusion: [10, 10] int64, counts by true (row) and predicted (column) digit.
   """
 
   loss: float = 0.0
@@ -67,7 +67,7 @@ class Metrics:
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     np.add.at(confusion, (labels, probs.argmax(axis=1)), 1)
     of_label = probs[np.arange(len(labels)), labels]
-    # In float32, which most probabilities come in, less than this is 0.
+    # Avoids log(0): most probabilities are float32, where smaller values underflow.
     losses = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny))
     return cls(loss=float(losses.sum()), confusion=confusion)
 
@@ -80,7 +80,7 @@ class Metrics:
     return int(np.trace(self.confusion))
 
   def summary(self) -> dict[str, float | int]:
-    """Mean loss and accuracy, with the counts they were divided from."""
+    """Mean loss and accuracy, with the number of errors and of examples."""
     count = self.num_examples
     if not count:
       raise ValueError('no example was counted')

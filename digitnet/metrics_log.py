@@ -1,8 +1,8 @@
-"""metrics.jsonl, one JSON object a line, and TensorBoard's view of it.
+"""metrics.jsonl, with one JSON object per line, and TensorBoard's view of it.
 
-The lines are the record. TensorBoard's events are made from them, anew at each
-start, so that no step stands twice after a resume; that view may fail, and be
-deleted, without harm to the run.
+metrics.jsonl is the record. TensorBoard's events are rebuilt from it at each
+start, so that no step appears twice after a resume. That view may fail or be
+deleted without harm to the run.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ from digitnet.workdir import write_atomically
 from digitnet.workdir import writing
 
 
-# How long TensorBoard waits for events, at the least: tensorboardX brings each flush to the
-# disk, and there waits for a checkpoint that is under way, and training with it.
+# Minimum time between flushes of TensorBoard's events. tensorboardX syncs each flush to disk,
+# which has to wait for a checkpoint that is being written, and training waits with it.
 _FLUSH_SECONDS = 10.0
 
 
 class MetricsLog:
-  """Appends lines; each names its `step` and its `split`."""
+  """Appends lines, each of which has a `step` and a `split`."""
 
   def __init__(
       self,
@@ -37,17 +37,18 @@ class MetricsLog:
       step: int,
       is_validated: bool = True,
   ):
-    """Keeps the lines up to `step`, from which the run goes on.
+    """Opens the log, and drops the lines after `step`, where the run resumes.
 
     Args:
       path: of metrics.jsonl; need not exist.
-      tensorboard: folder of the event files; what it holds is made anew.
+      tensorboard: folder of the event files, which are rebuilt.
       step: updates done.
-      is_validated: whether the validation of `step` is done with; else it is
-        done again, and its line with it.
+      is_validated: whether the validation of `step` is complete. If not, it will
+        be repeated, so its line is dropped too.
 
     Raises:
-      UserError: metrics.jsonl holds something else.
+      UserError: metrics.jsonl cannot be read, or is not a file of metrics.
+      TrainingFailed: the disk is full.
     """
     lines = read_metrics(path) if path.exists() else []
     if not step and lines:
@@ -69,7 +70,7 @@ class MetricsLog:
     self._curves = _Curves(tensorboard, lines)
 
   def write(self, line: Mapping[str, float | int | str | None]) -> None:
-    """Appends one line, which reaches the disk's cache before this returns.
+    """Appends one line, and hands it to the operating system before returning.
 
     Raises:
       TrainingFailed: the disk is full.
@@ -80,7 +81,7 @@ class MetricsLog:
     self._curves.add(line, lambda: read_metrics(self._path))
 
   def sync(self, step: int) -> None:
-    """Brings every line to the disk, before a checkpoint counts on it.
+    """Forces every line to disk, before a checkpoint relies on it.
 
     Raises:
       TrainingFailed: the disk is full.
@@ -95,22 +96,22 @@ class MetricsLog:
     try:
       self._file.close()
     except OSError:
-      pass  # A line that did not fit; `write` has told it.
+      pass  # A line did not fit on the disk; `write` has already raised.
     self._curves.close()
 
 
 class _Curves:
-  """TensorBoard's events, on the disk at times; the first failure is the last."""
+  """TensorBoard's events, flushed at intervals; given up at the first failure."""
 
   def __init__(self, folder, lines):
     self._folder = folder
     self._writer = None
-    self._flushed = -math.inf  # When, on the clock of `time.monotonic`.
+    self._flushed = -math.inf  # Time of the last flush, by `time.monotonic`.
     self._failed = False
     self._guarded(lambda: self._make(lines))
 
   def add(self, line, all_lines):
-    """Shows a line; makes the folder again, from all lines, if it is gone."""
+    """Adds a line; if the folder is gone, rebuilds it from all lines."""
     if self._failed:
       return
     if self._folder.exists():
@@ -129,8 +130,8 @@ class _Curves:
     self._folder.mkdir(parents=True)
     if self._writer is not None:
       self._writer.close()
-    # Not tensorboardX' SummaryWriter: its thread dies of a full disk, and then
-    # its queue blocks.
+    # Not tensorboardX's SummaryWriter: its thread dies when the disk is full, and
+    # then its queue blocks.
     self._writer = event_file_writer.EventsWriter(str(self._folder / 'events'))
     self._flushed = -math.inf
     self._show(lines)
@@ -153,7 +154,7 @@ class _Curves:
   def _guarded(self, act):
     try:
       act()
-    # What metrics.jsonl holds after someone edited it may be no scalar.
+    # After someone has edited metrics.jsonl, a value may not be a scalar.
     except (
         OSError, ValueError, TypeError, OverflowError, UserError
     ) as error:
@@ -169,10 +170,11 @@ def _encode(line):
 
 
 def read_metrics(path: epath.Path) -> list[dict]:
-  """The lines of metrics.jsonl; a last line cut short by a kill is left out.
+  """Reads the lines of metrics.jsonl, except a last line cut short by a kill.
 
   Raises:
-    UserError: names the first line that is not a metrics line.
+    UserError: the file cannot be read, or has a line that is not a metrics line; the
+      message names the first such line.
   """
   lines = []
   try:

@@ -1,8 +1,8 @@
-"""DigitNet, the card's network, and the table of its parameters.
+"""DigitNet, the network of the model card, and the table of its parameters.
 
-The card (a Keras CNN for the Kaggle "Digit Recognizer" data) names layers and
-widths; its dropout rates are not given and are ours. Initializers are Keras'
-own: glorot uniform for kernels (Glorot and Bengio, 2010), zeros for biases.
+The model card ("the card", of a Keras CNN for the Kaggle "Digit Recognizer" data)
+specifies layers and widths but no dropout rates; those are ours. Initializers are
+Keras' defaults: glorot uniform for kernels (Glorot and Bengio, 2010), zeros for biases.
 """
 
 from collections.abc import Callable
@@ -65,24 +65,24 @@ class MaxPool(nn.Module):
 
 
 class Dropout(nn.Module):
-  """Dropout with one key an example, so that no device count changes a mask.
+  """Dropout with one key per example, so that masks do not depend on the device count.
 
   Attributes:
     rate: the fraction dropped, in [0, 1).
-    stream: a number of its own for each dropout layer of the network.
+    stream: a number that is unique to each dropout layer of the network.
   """
 
   rate: float
   stream: int
 
   def __call__(self, x, keys):
-    """Args: x: [N, ...]; keys: [N] typed keys, or None to leave x as it is."""
+    """Args: x: [N, ...]; keys: [N] typed keys, or None to return x unchanged."""
     if keys is None or not self.rate:
       return x
 
     dropped_below = jnp.uint32(self.rate * 2**32)
     kept = rng.bits(keys, self.stream, x.shape[1:]) >= dropped_below
-    # Drawn once: XLA would rather draw them again in the backward pass.
+    # Draw the bits once: without the barrier XLA draws them again in the backward pass.
     kept = jax.lax.optimization_barrier(kept)
     scale = 1 / (1 - self.rate)
     return jnp.where(kept, x * jnp.asarray(scale, x.dtype), 0)
@@ -92,7 +92,7 @@ class Dropout(nn.Module):
 
 
 class Flatten(nn.Module):
-  """[N, ...] to [N, the product of the rest]."""
+  """[N, ...] to [N, product of the other axes]."""
 
   def __call__(self, x):
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
@@ -102,7 +102,7 @@ class Flatten(nn.Module):
 
 
 class Dense(nn.Module):
-  """Matrix product and bias, with relu or without: [N, C] to [N, features]."""
+  """Matrix product, bias, and optionally relu: [N, C] to [N, features]."""
 
   features: int
   relu: bool
@@ -138,20 +138,20 @@ class Dense(nn.Module):
 
 
 class DigitNet(nn.Module):
-  """Blocks of convolutions, each ended by pooling, then dense layers.
+  """Blocks of convolutions, each block followed by max-pooling, then dense layers.
 
   Attributes:
-    conv_features: for each block, the features of its convolutions.
+    conv_features: for each block, the number of features of each convolution.
     kernel_sizes: for each block, the side of its square kernels in pixels.
     conv_dropout_rates: for each block, the fraction dropped after pooling.
     dense_features: the widths of the hidden dense layers.
-    dense_dropout_rates: for each of them, the fraction dropped after it.
-    dtype: of the arithmetic, 'float32' or 'bfloat16'.
-    matmul_dtype: that the operands of convolutions and products are rounded to, where
-      it is the narrower; their sums are in float32.
-    param_dtype: of the parameters.
-    by_onednn: whether the layers are in oneDNN's form.
-    transposed: whether dense kernels lie transposed, for inference by oneDNN.
+    dense_dropout_rates: for each hidden dense layer, the fraction dropped after it.
+    dtype: dtype of the arithmetic, 'float32' or 'bfloat16'.
+    matmul_dtype: dtype that the operands of convolutions and products are rounded to,
+      if it is narrower than `dtype`; their sums are in float32.
+    param_dtype: dtype of the parameters.
+    by_onednn: whether the layers take the form that oneDNN computes; see `onednn.py`.
+    transposed: whether dense kernels are transposed, for inference by oneDNN.
   """
 
   conv_features: Sequence[Sequence[int]]
@@ -174,11 +174,11 @@ class DigitNet(nn.Module):
   def __call__(
       self, images: jax.Array, dropout_keys: jax.Array | None = None
   ) -> jax.Array:
-    """The logits of a batch.
+    """Computes the logits of a batch.
 
     Args:
       images: [N, 28, 28, 1], float in [0, 1].
-      dropout_keys: [N] typed keys, one an example, when training; None turns
+      dropout_keys: [N] typed keys, one per example, for training; None turns
         dropout off.
 
     Returns:
@@ -218,7 +218,7 @@ class DigitNet(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-  """One line of the card: a layer, its output's shape, its parameter count."""
+  """One row of the table: layer, output shape without the batch axis, parameter count."""
 
   layer: str
   output_shape: tuple[int, ...]
@@ -226,16 +226,16 @@ class LayerRow:
 
 
 def init_params(model: DigitNet, key: jax.Array) -> dict:
-  """The initial parameters: a tree of layer name, then 'kernel' and 'bias'."""
-  # Within jit, and so without a forward pass, and kept by the compilation cache.
+  """Initial parameters: a dict by layer name, then by 'kernel' and 'bias'."""
+  # Under jit no forward pass is run, and the compilation cache keeps the program.
   init = jax.jit(lambda key: model.init(key, jnp.zeros((1, *IMAGE_SHAPE)))['params'])
   return init(key)
 
 
 def for_inference(model: DigitNet) -> tuple[DigitNet, Callable]:
-  """The model as it is quickest here for inference, and what takes the place of `jax.jit`.
+  """The fastest form of the model for inference here, and what to use as `jax.jit` with it.
 
-  It wants `operand_params`.
+  This form must be applied to `operand_params`.
   """
   if onednn.is_available(model.operand_dtype):
     return model.clone(by_onednn=True, transposed=True), onednn.jit
@@ -243,10 +243,11 @@ def for_inference(model: DigitNet) -> tuple[DigitNet, Callable]:
 
 
 def for_training(model: DigitNet) -> DigitNet:
-  """The model as it is quickest here for training, and for scoring as trained.
+  """The fastest form of the model here for training, and for scoring params as trained.
 
-  In bfloat16 alone: float32 would gain a tenth, and start without the compilation cache.
-  And in one process alone: what `jax.pmap` compiles ahead of time takes no other's arrays.
+  oneDNN is used only in bfloat16, since float32 would gain a tenth but start without the
+  compilation cache; and only in a single process, since a program that `jax.pmap` compiles
+  ahead of time does not accept the arrays of other processes.
   """
   is_alone = jax.process_count() == 1
   if model.dtype == 'bfloat16' and is_alone and onednn.is_available('bfloat16'):
@@ -255,13 +256,13 @@ def for_training(model: DigitNet) -> DigitNet:
 
 
 def operand_params(model: DigitNet, params: dict) -> dict:
-  """The parameters with the kernels as the model's products take them.
+  """Brings kernels to the layout and dtype in which the model's products take them.
 
-  The network computes the same with them, and need not cast them each time.
+  The outputs stay the same, and the model need not cast the kernels at every call.
 
   Args:
-    model: that will be applied to them.
-    params: as they were trained.
+    model: the model that will be applied to the result.
+    params: parameters whose dense kernels are not transposed.
   """
 
   def as_taken(kernel):
@@ -276,12 +277,12 @@ def operand_params(model: DigitNet, params: dict) -> dict:
 
 
 def abstract_params(model: DigitNet) -> dict:
-  """The shapes and dtypes of the parameters, with no values."""
+  """The shapes and dtypes of the parameters, without values."""
   return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def layer_table(model: DigitNet) -> list[LayerRow]:
-  """The card's table, read off a forward pass that is traced, not run."""
+  """The card's table, from a forward pass that is traced but not run."""
   outputs = []
 
   def record(call, args, kwargs, context):
@@ -304,7 +305,7 @@ def count_params(params) -> int:
 
 
 def format_table(rows: Sequence[LayerRow]) -> str:
-  """The table as text, in the card's form, with its total."""
+  """The table as text, in the card's form, with the total."""
   cells = [('layer', 'output shape', 'parameters')]
   cells += [
       (row.layer, str(row.output_shape).replace(',)', ')'), f'{row.num_params:,}')

@@ -1,14 +1,14 @@
-"""The network's layers by oneDNN, the library of kernels for x86 that jaxlib brings along.
+"""The network's layers by oneDNN, the library of x86 kernels that is part of jaxlib.
 
-Inference is a quarter quicker by it in float32. In bfloat16, on a processor with a matrix
-unit for that, inference is more than three times as quick as by XLA, and training twice;
-with vectors of bfloat16 both are one and a half times as quick (scripts/README.md). XLA
-calls it where a program is compiled with `OPTIONS`; it cannot keep such a program in the
-compilation cache, so that training in float32, which would gain but a tenth, goes without,
-and starts quickly again and again.
+In float32, oneDNN makes inference a quarter faster. In bfloat16, on a processor with a
+matrix unit for it, inference is more than three times as fast as by XLA, and training
+twice as fast; with bfloat16 vector instructions both are one and a half times as fast
+(scripts/README.md). XLA calls oneDNN in programs compiled with `OPTIONS`, and cannot keep
+these in the compilation cache. Training in float32 would gain only a tenth, so it does
+without oneDNN and keeps its fast start.
 
-Of a convolution oneDNN is given but the forward form, in which all that it computes
-is rounded to the operands' dtype; the gradients are brought to that.
+oneDNN is given only forward convolutions, whose results are rounded to the operands'
+dtype. The gradients are written in that form too.
 """
 
 from collections.abc import Callable
@@ -26,38 +26,38 @@ import jax.numpy as jnp
 
 from digitnet import products
 
-# The last one keeps products from YNNPACK, which would take them first.
+# The last option keeps products from YNNPACK, which would otherwise take them first.
 OPTIONS = {
     'xla_cpu_use_onednn': True,
     'xla_cpu_experimental_onednn_custom_call': True,
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE',
 }
 
-# Of processors that multiply bfloat16 numbers, by a matrix unit or by vectors.
+# Flags of processors that multiply bfloat16 numbers, in a matrix unit or in vectors.
 _BFLOAT16_FLAGS = {'amx_bf16', 'avx512_bf16'}
 
-# Bytes of the images that a kernel gradient takes at once, and the fewest images, which are
-# what the matrix unit sums over. Measured best on 2 cores among 1 to 8 MiB.
+# Bytes of images in one chunk of a kernel gradient, and the minimum number of images in it,
+# since the matrix unit sums over images. Measured best on 2 cores among 1 to 8 MiB.
 _CHUNK_BYTES = 2**21
 _CHUNK_IMAGES = 32
 
-# From so many channels on the kernel gradient is quicker in three dimensions.
+# From this many input channels on, the kernel gradient is faster in three dimensions.
 _MANY_CHANNELS = 8
 
-# Held while JAX' cache is told to take nothing.
+# Held while JAX's compilation cache takes no new programs.
 _lock = threading.Lock()
 
 
 def is_available(operand_dtype: str) -> bool:
-  """Whether programs for this backend gain by `OPTIONS`; of operands of that dtype."""
+  """Whether `OPTIONS` make programs with such operands faster on this backend."""
   if jax.default_backend() != 'cpu' or not _is_known():
     return False
-  # Where no instruction multiplies bfloat16 numbers, oneDNN does so one by one.
+  # Without instructions for bfloat16, oneDNN multiplies such numbers one by one.
   return operand_dtype == 'float32' or not _BFLOAT16_FLAGS.isdisjoint(_processor_flags())
 
 
 def jit(function: Callable) -> Callable:
-  """`jax.jit` with `OPTIONS`, of positional arguments, and without the cache."""
+  """`jax.jit` with `OPTIONS`, for positional arguments, without the compilation cache."""
   jitted = jax.jit(function, compiler_options=OPTIONS)
 
   def call(*args):
@@ -68,7 +68,7 @@ def jit(function: Callable) -> Callable:
 
 
 def ahead_of_time(mapped: Callable) -> Callable:
-  """The same for what `jax.pmap` made, which takes no options of its own."""
+  """Like `jit`, for a function made by `jax.pmap`, which takes no compiler options."""
   programs = {}
 
   def call(*args):
@@ -84,7 +84,7 @@ def ahead_of_time(mapped: Callable) -> Callable:
 
 @contextlib.contextmanager
 def cache_takes_nothing():
-  """JAX would try to write what cannot be written, and warn each time."""
+  """Keeps JAX from trying to cache programs, which would fail with a warning each time."""
   name = 'jax_persistent_cache_min_compile_time_secs'
   with _lock:
     least = getattr(jax.config, name)
@@ -97,13 +97,13 @@ def cache_takes_nothing():
 
 @functools.cache
 def _is_known():
-  """Whether this jaxlib has oneDNN and takes `OPTIONS`."""
-  # In JAX 0.10 the network took three times as long with it as without.
+  """Whether this jaxlib has oneDNN and accepts `OPTIONS`."""
+  # In JAX 0.10, inference of 128 images took almost three times as long with it.
   has_onednn = (sys.platform, platform.machine()) == ('linux', 'x86_64')
   if not has_onednn or jax.__version_info__ < (0, 11):
     return False
   try:
-    # They are experimental, and a later jaxlib may know them no more.
+    # The options are experimental, and a later jaxlib may drop them.
     jax.jit(lambda x: x, compiler_options=OPTIONS).lower(0.0).compile()
   except jax.errors.JaxRuntimeError:
     return False
@@ -120,16 +120,16 @@ def _processor_flags():
 def conv_relu(
     images: jax.Array, kernel: jax.Array, bias: jax.Array, operand_dtype: str
 ) -> jax.Array:
-  """'Same' convolution, bias and relu, in a form that becomes one call of oneDNN.
+  """'Same' convolution, bias and relu, in a form that becomes one call to oneDNN.
 
   Args:
     images: [N, H, W, C_in], float.
     kernel: [K_h, K_w, C_in, C_out], float.
     bias: [C_out], float.
-    operand_dtype: that images, kernel and the convolution's result are rounded to.
+    operand_dtype: dtype that images, kernel and the convolution's result are rounded to.
 
   Returns:
-    [N, H, W, C_out], of the images' dtype.
+    [N, H, W, C_out], in the images' dtype.
   """
   return _conv_relu_forward(images, kernel, bias, operand_dtype)[0]
 
@@ -159,9 +159,12 @@ conv_relu.defvjp(_conv_relu_forward, _conv_relu_backward)
 
 
 def _relu_grads(out, grads, dtype):
-  """By what the relu was given. Chosen in float32, a tenth of the time of bfloat16."""
+  """The gradients with respect to the relu's input, in `dtype`.
+
+  The selection is made in float32, which takes a tenth of the time of bfloat16.
+  """
   grads = jnp.where(out.astype(jnp.float32) > 0, grads.astype(jnp.float32), 0)
-  # Made once, and not again in the order in which each of its readers goes through it.
+  # With the barrier XLA computes them once, not again for each reader in that one's order.
   return lax.optimization_barrier(grads.astype(dtype))
 
 
@@ -176,12 +179,12 @@ def _convolution(images, kernel, paddings):
 
 
 def _kernel_grads(images, grads, size):
-  """[K_h, K_w, C_in, C_out], float32: of [N, H, W, C_in] and [N, H, W, C_out].
+  """The kernel gradient, [K_h, K_w, C_in, C_out] float32, for `size` = (K_h, K_w).
 
-  A forward convolution, whose kernel are the gradients, as large as they are, and whose
-  sums have a term for each image. Not what JAX' transpose of a convolution makes, whose
-  arrays lie in orders from which oneDNN, as XLA calls it, may compute wrong numbers (of
-  eight images of one channel).
+  This is a forward convolution whose kernel is the whole [N, H, W, C_out] array of
+  gradients and whose input channels are the images. JAX's own transpose of a convolution
+  lays out arrays in orders from which oneDNN, as XLA calls it, may compute wrong numbers
+  (seen with eight images of one channel).
   """
   if images.shape[-1] < _MANY_CHANNELS:
     return _kernel_grads_of_few_channels(images, grads, size)
@@ -197,9 +200,9 @@ def _kernel_grads(images, grads, size):
 
 
 def _kernel_grads_of_many_channels(images, grads, size):
-  """In three dimensions, of which the channels of the images are the last.
+  """Convolves in three dimensions, the last of which is the channels of the images.
 
-  They are the rows of the matrix unit, which the few places of a kernel do not fill.
+  These channels fill the rows of the matrix unit; the few positions of a kernel do not.
   """
   operand = lax.optimization_barrier(images.transpose(1, 2, 3, 0))
   kernel = lax.optimization_barrier(grads.transpose(1, 2, 0, 3))
@@ -210,12 +213,12 @@ def _kernel_grads_of_many_channels(images, grads, size):
       (*map(products.padding, size), (0, 0)),
       dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'),
   )
-  # Else XLA has oneDNN add up the chunks in the operands' dtype.
+  # Without the barrier, XLA has oneDNN add up the chunks in the operands' dtype.
   return lax.optimization_barrier(out[0]).astype(jnp.float32)
 
 
 def _kernel_grads_of_few_channels(images, grads, size):
-  """The horizontal shifts lie side by side, and each sum has a term for each column too."""
+  """Puts horizontal shifts side by side; the input channels are images times columns."""
   num, height, width, channels_in = images.shape
   rows, columns = map(products.padding, size)
   padded = jnp.pad(images.transpose(1, 3, 0, 2), ((0, 0), (0, 0), (0, 0), columns))
@@ -239,21 +242,21 @@ def dense(
     operand_dtype: str,
     transposed: bool,
 ) -> jax.Array:
-  """Matrix product and bias, with relu or without.
+  """Matrix product, bias, and optionally relu.
 
-  A kernel that lies transposed is read in the order in which its products are summed:
-  one image takes half the time.
+  A transposed kernel is read in the order in which its products are summed, which halves
+  the time for one image.
 
   Args:
     inputs: [N, C_in], float.
-    kernel: [C_in, C_out], or [C_out, C_in] if it lies transposed; float.
+    kernel: [C_in, C_out], or [C_out, C_in] if transposed; float.
     bias: [C_out], float.
-    relu: whether there is one.
-    operand_dtype: that inputs, kernel and the product's result are rounded to.
-    transposed: whether the kernel is.
+    relu: whether to apply a relu.
+    operand_dtype: dtype that inputs, kernel and the product's result are rounded to.
+    transposed: whether the kernel is transposed.
 
   Returns:
-    [N, C_out], of the inputs' dtype.
+    [N, C_out], in the inputs' dtype.
   """
   return _dense_forward(inputs, kernel, bias, relu, operand_dtype, transposed)[0]
 
@@ -287,5 +290,5 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _product(lhs, rhs, lhs_axis, rhs_axis):
-  """The sum over these axes, rounded to the operands' dtype."""
+  """The product summed over these axes, rounded to the operands' dtype."""
   return lax.dot_general(lhs, rhs, (((lhs_axis,), (rhs_axis,)), ((), ())))

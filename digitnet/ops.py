@@ -1,14 +1,14 @@
 """Convolution, dense product and max-pool whose gradients are fast on every backend.
 
 On CPU, `products.py` computes what XLA is slow at there: kernel gradients, and all
-products of bfloat16 numbers. Other backends keep XLA's own convolutions. The choice is
-made when the program is lowered, so one exported program holds both; in bfloat16 it is
-one of a fixed batch.
+bfloat16 convolutions and products. Other backends keep XLA's own convolutions. The choice
+is made when the program is lowered, so one exported program holds both; in bfloat16 such
+a program has a fixed batch size.
 
-`matmul_dtype` is that which the operands of a product are brought to, in the backward
-pass as well. Its sums are in float32 at least, and are rounded to bfloat16 where XLA's
-own convolution is asked for that, or gives a gradient by its kernel. Gradients come back
-in the dtypes of what they belong to.
+`matmul_dtype` is the dtype that the operands of a product are cast to, in the backward
+pass too. Sums are in float32 at least. XLA's own convolution rounds them to bfloat16 if
+that is the dtype of its result, or of the operands of a kernel gradient. Each gradient
+has the dtype of the array that it belongs to.
 """
 
 import functools
@@ -29,10 +29,10 @@ def conv2d(
   Args:
     images: [N, H, W, C_in], float.
     kernel: [K_h, K_w, C_in, C_out], float.
-    matmul_dtype: see above.
+    matmul_dtype: see the module's docstring.
 
   Returns:
-    [N, H, W, C_out], of the images' dtype.
+    [N, H, W, C_out], in the images' dtype.
   """
   return _conv2d_forward(images, kernel, matmul_dtype)[0]
 
@@ -65,7 +65,7 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 def _convolution(images, kernel, paddings, dtype):
-  """Of operands of one dtype; `dtype` is the result's."""
+  """A convolution of operands of the same dtype; `dtype` is that of the result."""
 
   def by_xla(images, kernel):
     out = lax.conv_general_dilated(
@@ -87,7 +87,7 @@ def _convolution(images, kernel, paddings, dtype):
 
 
 def _kernel_grads_by_convolution(images, grads, size):
-  """[K_h, K_w, C_in, C_out], float32 at least: XLA's own, once of the operands' dtype."""
+  """XLA's kernel gradient, rounded to the operands' dtype, then float32 at least."""
   shape = (*size, images.shape[-1], grads.shape[-1])
   transpose = jax.linear_transpose(
       lambda kernel: lax.conv_general_dilated(
@@ -107,10 +107,10 @@ def dense(
   Args:
     inputs: [N, C_in], float.
     kernel: [C_in, C_out], float.
-    matmul_dtype: see above.
+    matmul_dtype: see the module's docstring.
 
   Returns:
-    [N, C_out], of the inputs' dtype.
+    [N, C_out], in the inputs' dtype.
   """
   return _dense_forward(inputs, kernel, matmul_dtype)[0]
 
@@ -141,10 +141,10 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 @jax.custom_vjp
 def max_pool(images: jax.Array) -> jax.Array:
-  """2x2 max-pool with stride 2; an odd last row or column is left out.
+  """2x2 max-pool with stride 2; an odd last row or column is dropped.
 
-  The maximum of four strided slices, and a gradient that is elementwise: many times as
-  fast on CPU as `nn.max_pool`. Pixels that tie share the gradient evenly, where XLA's
+  It takes the maximum of four strided slices, and its gradient is elementwise: many times
+  as fast on CPU as `nn.max_pool`. Pixels that tie share the gradient evenly, whereas XLA's
   window gradient gives it to the first.
 
   Args:
@@ -158,8 +158,8 @@ def max_pool(images: jax.Array) -> jax.Array:
 
 def _max_pool_forward(images):
   height, width = (size // 2 * 2 for size in images.shape[1:3])
-  # Widened, since XLA on CPU takes bfloat16 numbers one by one; each apart, or all pixels
-  # are first stored so.
+  # Widened, since XLA on CPU processes bfloat16 numbers one by one. Each slice is widened
+  # separately; otherwise XLA would first store all pixels in float32.
   corners = [
       images[:, i:height:2, j:width:2].astype(products.sum_dtype(images))
       for i in range(2)
@@ -175,7 +175,7 @@ def _max_pool_backward(residuals, grads):
   rows, columns = out.shape[1:3]
   even = images[:, : 2 * rows, : 2 * columns]
   windows = even.reshape(num, rows, 2, columns, 2, channels)
-  # Broadcast, since XLA on CPU is slow at writing to strided slices.
+  # By broadcasting, since XLA on CPU is slow at writing to strided slices.
   is_highest = windows == out[:, :, None, :, None]
   num_highest = sum(
       is_highest[:, :, i, :, j].astype(grads.dtype) for i in range(2) for j in range(2)

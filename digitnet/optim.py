@@ -29,15 +29,15 @@ def _one_cycle(peak, total_steps, warmup_steps):
 def _warmed_up(schedule, peak, warmup_steps):
   if not warmup_steps:
     return schedule
-  # The first update already moves: 1/n, 2/n, ... of the peak.
+  # 1/n, 2/n, ... of the peak, so that the first of n warmup updates is not zero.
   rise = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
   if warmup_steps == 1:
     rise = optax.constant_schedule(peak)
   return optax.join_schedules([rise, schedule], [warmup_steps])
 
 
-# (peak, total_steps, warmup_steps) -> optax.Schedule. A 'plateau' is constant
-# within the step; `plateau_scale` lowers it from outside, between evaluations.
+# (peak, total_steps, warmup_steps) -> optax.Schedule. 'plateau' is constant here;
+# `plateau_scale` lowers the learning rate from outside the step, after evaluations.
 SCHEDULES = {
     'constant': _constant,
     'cosine': _cosine,
@@ -46,9 +46,9 @@ SCHEDULES = {
 }
 
 
-# (n times the reference batch) -> what the learning rate is multiplied by: n after Goyal
-# et al. (2017, arXiv:1706.02677), for SGD; its root after Malladi et al. (2022,
-# arXiv:2205.10287), for Adam.
+# n, the batch size over the reference batch size -> the factor of the learning rate. It is
+# n in Goyal et al. (2017, arXiv:1706.02677), for SGD, and its square root in Malladi et al.
+# (2022, arXiv:2205.10287), for Adam.
 RATE_SCALINGS = {
     'none': lambda n: 1.0,
     'linear': lambda n: n,
@@ -59,12 +59,12 @@ RATE_SCALINGS = {
 def scale_rate(
     learning_rate: float, scaling: str, batch_size: int, reference: int
 ) -> float:
-  """The learning rate for a batch of another size than the one it was chosen with.
+  """Scales a learning rate from the batch size that it was chosen for to another one.
 
   Args:
-    learning_rate: for the reference.
+    learning_rate: learning rate for the reference batch size.
     scaling: a name in `RATE_SCALINGS`.
-    batch_size, reference: images an update.
+    batch_size, reference: images per update.
   """
   return learning_rate * RATE_SCALINGS[scaling](batch_size / reference)
 
@@ -72,11 +72,11 @@ def scale_rate(
 def make_schedule(
     name: str, learning_rate: float, total_steps: int, warmup_steps: int
 ) -> optax.Schedule:
-  """A function from the number of updates done to the learning rate.
+  """Makes a function from the number of updates done to the learning rate.
 
   Args:
     name: a name in `SCHEDULES`.
-    learning_rate: the highest the schedule reaches.
+    learning_rate: peak of the schedule.
     total_steps: updates in the whole run.
     warmup_steps: updates over which the learning rate rises.
   """
@@ -90,10 +90,10 @@ def make_optimizer(
     eps: float,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-  """Adam (Kingma and Ba, 2015) that follows `schedule`.
+  """Makes Adam (Kingma and Ba, 2015) with the learning rate of `schedule`.
 
-  With `weight_decay` it is AdamW (Loshchilov and Hutter, 2019), which decays the
-  kernels and leaves the biases. The state is the same with and without.
+  With `weight_decay` it is AdamW (Loshchilov and Hutter, 2019), which decays kernels
+  but not biases. The state has the same structure with and without weight decay.
   """
 
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
@@ -102,7 +102,7 @@ def make_optimizer(
     is_decayed = weight_decay and path[-1].key == 'kernel'
     return update + weight_decay * param if is_decayed else update
 
-  # Not a link of its own in the chain, which would change the state's structure.
+  # Not a separate transform in the chain, which would change the state's structure.
   def update_and_decay(updates, state, params):
     updates, state = adam.update(updates, state, params)
     return jax.tree_util.tree_map_with_path(decay, updates, params), state
@@ -116,18 +116,18 @@ def make_optimizer(
 def plateau_scale(
     errors: Sequence[int], factor: float, patience: int, min_scale: float
 ) -> float:
-  """What the 'plateau' schedule multiplies the learning rate by.
+  """The factor by which the 'plateau' schedule multiplies the learning rate.
 
   A pure function of the validation history, so that resuming needs nothing
-  else. It follows Keras' ReduceLROnPlateau, the classical recipe of this family
-  of networks: after `patience` evaluations in a row without fewer errors than
-  ever before, scale by `factor` and count afresh.
+  else. It follows Keras' ReduceLROnPlateau, the classical recipe for this family
+  of networks: after `patience` consecutive evaluations without a new minimum of
+  errors, multiply the scale by `factor` and restart the count.
 
   Args:
-    errors: the number of wrong validation examples, one an evaluation.
-    factor: the scale of one reduction, in (0, 1).
-    patience: evaluations to wait.
-    min_scale: the scale never goes below this.
+    errors: the number of validation errors in each evaluation.
+    factor: factor of one reduction, in (0, 1).
+    patience: evaluations without improvement before a reduction.
+    min_scale: lower bound of the scale.
 
   Returns:
     The scale, in [min_scale, 1].

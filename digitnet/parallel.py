@@ -1,7 +1,7 @@
-"""Data parallelism: the only pmap, and the arrays it works on.
+"""Data parallelism: the only use of pmap, and the arrays it works on.
 
-A replicated tree has a leading axis of devices, each holding a full copy. A
-sharded batch has the same axis, each device holding its part.
+A replicated tree has a leading device axis, and each device holds a full copy. A
+sharded batch has the same axis, and each device holds its part.
 """
 
 from collections.abc import Callable
@@ -16,37 +16,38 @@ from digitnet import products
 
 AXIS = 'batch'
 
-# Values of an array that is worth a message of its own.
+# Arrays with at least this many values are sent in a message of their own.
 _ALONE_FROM = 2**18
 
-# One program for all arrays of a tree, not one for each shape.
+# Jitted over the tree: one program for all its arrays, not one for each shape.
 _without_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
 
 
 def pmap(
     step: Callable, donate_argnums: tuple[int, ...] = (), by_onednn: bool = False
 ) -> Callable:
-  """Runs `step` on every device, with `AXIS` for its collectives.
+  """Maps `step` over the devices, with `AXIS` as the axis of its collectives.
 
   Args:
-    step: of one device's part.
-    donate_argnums: the arguments whose memory the results may take.
-    by_onednn: whether its layers are in oneDNN's form.
+    step: a function of one device's part.
+    donate_argnums: arguments whose memory the results may reuse.
+    by_onednn: whether the layers of `step` take the form that oneDNN computes.
   """
   mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=donate_argnums)
   return onednn.ahead_of_time(mapped) if by_onednn else mapped
 
 
 def pmean(tree, dtype: str):
-  """The mean over devices, inside `pmap`; XLA would copy all where there is one.
+  """The mean over devices, inside `pmap`.
 
-  Large arrays travel alone, so that each can leave as soon as it is known; all small
-  ones travel as one, since a message of any size costs the links' latency.
+  Large arrays are sent separately, so that each can leave as soon as it is computed. All
+  small ones are sent together, since a message of any size costs the links' latency. With
+  one device the tree is returned unchanged, since XLA would copy all of it.
 
   Args:
     tree: of arrays.
-    dtype: that they are sent and summed in; they come back in float32 at least, or,
-      where there is one device, as they are.
+    dtype: dtype in which arrays are sent and summed. The means are in float32 at least,
+      except with one device.
   """
   if lax.axis_size(AXIS) == 1:
     return tree
@@ -64,10 +65,10 @@ def pmean(tree, dtype: str):
 
 
 def with_device_axis(tree):
-  """Inside `pmap`, gives arrays back the axis that it took off: [...] to [1, ...].
+  """Inside `pmap`, restores the device axis that it removed: [...] to [1, ...].
 
-  What then updates them without a change of shape does so in place, where XLA
-  on CPU would copy each array twice. Scalars stay as they are.
+  Updates that keep this shape then happen in place; without the axis, XLA on CPU
+  would copy each array twice. Scalars are left unchanged.
   """
   return jax.tree.map(lambda x: x[None] if x.ndim else x, tree)
 
@@ -78,10 +79,10 @@ def without_device_axis(tree):
 
 
 def replicate(tree):
-  """A full copy of each array on every local device: [devices, ...].
+  """Copies each array to every local device: [local devices, ...].
 
-  `flax.jax_utils.replicate` would stack all copies on one device first, and its
-  mesh has another axis name than pmap's, for which the first step would be
+  `flax.jax_utils.replicate` would first stack all copies on one device. Its mesh
+  also has a different axis name from pmap's, so that the first step would be
   compiled twice.
   """
   devices = jax.local_devices()
@@ -98,9 +99,9 @@ def replicate(tree):
 
 
 def shard(tree):
-  """Splits the leading axis of host arrays: [N, ...] to [devices, N / devices, ...].
+  """Splits host arrays over D devices: [N, ...] to [local devices, N / D, ...].
 
-  Every process has the whole batch, and gets the part of its local devices.
+  Every process passes the whole batch, and gets the parts of its local devices.
   """
   first = jax.process_index() * jax.local_device_count()
   mine = slice(first, first + jax.local_device_count())
@@ -113,17 +114,17 @@ def shard(tree):
 def first(tree):
   """One device's copy of a replicated tree, as new arrays on that device.
 
-  Reads the device's own shard: indexing the whole array would gather it.
+  Reads that device's own shard, since indexing the whole array would gather it.
   """
   return _without_axis(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
 
 
 def start_to_host(tree) -> Callable:
-  """Starts to bring one device's copy of a replicated tree to the host.
+  """Starts to transfer one device's copy of a replicated tree to the host.
 
   Returns:
-    A call that waits for it, and gives it as NumPy arrays. On a GPU all that must be
-    waited for one after the other is slow; what has come meanwhile costs nothing.
+    A function that waits for the transfer and returns NumPy arrays. On a GPU, waiting
+    for one array after the other is slow; what has arrived meanwhile costs nothing.
   """
   copies = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
   for copy in jax.tree.leaves(copies):

@@ -1,7 +1,8 @@
-"""Pictures of a run, as matplotlib figures: arrays in, a figure out.
+"""Pictures of a run: functions that take arrays and return matplotlib figures.
 
-The colours are Okabe and Ito's, which the colour-blind can tell apart ("Color universal
-design", 2008); what differs in colour differs in line or place too, for print.
+The colours are Okabe and Ito's, which colour-blind people can tell apart ("Color universal
+design", 2008). Except for the runs in `curves`, what differs in colour also differs in line,
+marker, pattern or position, for print.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ _STYLE = {
 
 
 def _subplots(rows=1, columns=1, *, figsize, **options):
-  """A figure that belongs to no window and no global list."""
+  """A figure and its axes, without pyplot's windows and global state."""
   figure = mpl_figure.Figure(figsize, layout='constrained')
   return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -44,7 +45,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]]):
   """Loss, error rate, learning rate and gradient norm over training.
 
   Args:
-    runs: by name, the lines of metrics.jsonl.
+    runs: for each run's name, the lines of its metrics.jsonl.
   """
   with matplotlib.rc_context(_STYLE):
     figure, axes = _subplots(2, 2, figsize=(9, 5.6), sharex=True)
@@ -57,7 +58,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]]):
       colour = _RUN_COLOURS[i % len(_RUN_COLOURS)]
       of_train = dict(color=colour, lw=1, alpha=0.45 if validation else 1)
       if len(train) == 1:
-        of_train['marker'] = '.'  # A line of one point would not be seen.
+        of_train['marker'] = '.'  # A line of one point would be invisible.
       of_validation = dict(color=colour, lw=1.6, marker='o', ms=3)
       label = f'{name}, ' if len(runs) > 1 else ''
       for lines_of, style, split in (
@@ -76,7 +77,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]]):
     ):  # fmt: skip
       axis.set_title(title, loc='left')
       values = np.concatenate([np.asarray(l.get_ydata(), float) for l in axis.lines])
-      values = values[values > 0]  # A perfect score has no place on such an axis.
+      values = values[values > 0]  # A log axis cannot show the 0 % of a perfect score.
       if is_log and values.size and values.max() > 5 * values.min():
         axis.set_yscale('log', nonpositive='mask')
         axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g}'))
@@ -88,7 +89,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]]):
 
 
 def confusion(counts: np.ndarray):
-  """True digits by predicted ones: shades for the mistakes, figures for all.
+  """Confusion matrix, with mistakes shaded and all non-zero counts printed.
 
   Args:
     counts: [10, 10] integers, by true (row) and predicted (column) digit.
@@ -114,7 +115,7 @@ def confusion(counts: np.ndarray):
 
 
 def reliability(probs: np.ndarray, labels: np.ndarray):
-  """How often the network is right, by how sure it says it is.
+  """Reliability diagram: accuracy by the probability of the predicted digit.
 
   Args:
     probs: [N, 10], rows summing to 1.
@@ -128,7 +129,7 @@ def reliability(probs: np.ndarray, labels: np.ndarray):
     )
     axis.plot([0, 1], [0, 1], '--', color=GREY, lw=1, label='as often as it says')
     accuracy = num_right[there] / count[there]
-    # Of so many images as a bin has, one standard deviation of the sampling.
+    # One standard deviation of the sampling error for the number of images in the bin.
     spread = np.sqrt(accuracy * (1 - accuracy) / count[there])
     axis.errorbar(
         confidence[there] / count[there], accuracy, spread, fmt='o-', color=BLUE,
@@ -150,13 +151,13 @@ def digits(
     colours: Sequence[str] | None = None,
     columns: int = 12,
 ):
-  """Digits in a grid, ink dark on paper.
+  """Digits in a grid, dark on white.
 
   Args:
-    images: [N, H, W] or [N, H, W, 1], larger values are more ink.
-    titles: [N] lines above them.
-    colours: [N], of the titles.
-    columns: pictures a row.
+    images: [N, H, W] or [N, H, W, 1]; larger values are darker.
+    titles: [N] lines of text above the images.
+    colours: [N] colours of the titles.
+    columns: images per row.
   """
   images = np.asarray(images, np.float32).reshape(len(images), *images.shape[1:3])
   with matplotlib.rc_context(_STYLE):
@@ -174,9 +175,9 @@ def digits(
 
 
 def _grid(num, columns, cell, side):
-  """A figure of cells, and in each the place of a square at its bottom, all in inches.
+  """A figure, its one axis in inches, and the extent of a square at each cell's bottom.
 
-  With axes for each cell matplotlib takes seconds for a hundred.
+  With separate axes for each cell, matplotlib takes seconds for a hundred cells.
   """
   width, height = cell
   rows = max(1, -(-num // columns))
@@ -192,7 +193,7 @@ def _grid(num, columns, cell, side):
 
 
 def filters(kernel: np.ndarray):
-  """The kernels of the first convolution, each on a scale of its own.
+  """The kernels of the first convolution, each on its own colour scale.
 
   Args:
     kernel: [K_h, K_w, 1, features].
@@ -207,12 +208,12 @@ def filters(kernel: np.ndarray):
 
 
 def dots(errors: Mapping[str, Sequence[float]]):
-  """A comparison of variants: each run a dot, each mean a dash, the first at the top.
+  """A comparison of variants: a dot per run, a bar at each mean, the first at the top.
 
   Args:
-    errors: by variant, the percentage of validation that each of its runs has wrong.
+    errors: for each variant, the validation error rate of each of its runs, in %.
   """
-  # A variant of several changes has a line for each.
+  # The label of a variant with several changes has a line for each.
   labels = [name.replace(' ', '\n') for name in errors]
   heights = [label.count('\n') + 1 for label in labels]
   places = np.cumsum(heights) - np.array(heights) / 2
@@ -234,10 +235,10 @@ def dots(errors: Mapping[str, Sequence[float]]):
 
 
 def efficiency(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]):
-  """Shares of a step that are arithmetic, over numbers of chips.
+  """The fraction of a step that is arithmetic, over the number of chips.
 
   Args:
-    panels: by title, by name of a line, its (number, share) points.
+    panels: by title, then by name of the line: (number of chips, fraction) points.
   """
   markers = 'os^Dv'
   with matplotlib.rc_context(_STYLE):
@@ -259,11 +260,11 @@ def efficiency(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]):
 
 
 def throughput(panels: Mapping[str, Mapping[str, Mapping[int, float]]], title: str):
-  """Images a second of programs side by side, at several batch sizes.
+  """Images per second of several programs, at several batch sizes.
 
   Args:
-    panels: by title, by program, by batch size.
-    title: above all.
+    panels: images per second by title, then by program, then by batch size.
+    title: title of the figure.
   """
   with matplotlib.rc_context({**_STYLE, 'axes.grid.axis': 'y'}):
     figure, (axes,) = _subplots(1, len(panels), figsize=(11, 4.5))
@@ -293,9 +294,9 @@ def styles(
   """Pictures of digits, each above what the network saw of it.
 
   Args:
-    names: above them.
-    originals: [H, W, 3] uint8, in colour.
-    seen: [28, 28, 1].
+    names: titles of the pictures.
+    originals: pictures in colour, each [H, W, 3] uint8.
+    seen: what the network saw, each [28, 28, 1].
   """
   columns = 10
   rows = -(-len(names) // columns)

@@ -1,4 +1,4 @@
-"""The run in steps: how many, and after which of them something is due."""
+"""A run in steps: how many there are, and after which of them something is due."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from digitnet.durations import to_steps
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """All in updates.
+  """The durations and intervals of a run, in updates.
 
   Attributes:
-    steps_per_epoch: in one epoch, of one pass over the train split or more.
-    last_step: the run ends after this many.
-    warmup: the learning rate rises for this many.
-    fade: of the last ones, with weaker augmentation.
+    steps_per_epoch: updates per epoch, which is one or more passes over the train split.
+    last_step: updates in the whole run.
+    warmup: updates over which the learning rate rises.
+    fade: final updates with weaker augmentation.
     log_every, eval_every, checkpoint_every: intervals.
   """
 
@@ -33,7 +33,7 @@ class Plan:
 
   @classmethod
   def make(cls, config: ml_collections.ConfigDict, num_train: int) -> Plan:
-    """Args: config: the whole; num_train: images in the train split."""
+    """Args: config: the whole config; num_train: images in the train split."""
     steps_per_epoch = batches.num_steps_per_epoch(
         num_train, config.batch_size, config.min_steps_per_epoch
     )

@@ -1,4 +1,4 @@
-"""A trained network at work: images in, probabilities out."""
+"""Prediction with trained networks: images in, probabilities out."""
 
 from collections.abc import Sequence
 import sys
@@ -27,10 +27,10 @@ from digitnet.errors import UserError
 from digitnet.model import DigitNet
 from digitnet.workdir import Workdir
 
-# Of the changes of test-time augmentation, which are the same in every run.
+# Seed of test-time augmentation, the same for every run.
 _VIEWS_SEED = 0
-# How far they go, of what training does: as far, nine were no better than one
-# (configs/choices.md).
+# Strength of test-time augmentation relative to training. At full strength, nine views
+# were no better than one (configs/choices.md).
 _VIEWS_SCALE = 0.5
 
 
@@ -38,16 +38,16 @@ class Predictor:
   """The best network of a run.
 
   Attributes:
-    config: of the run.
-    dataset: fingerprint of the data it was trained on.
+    config: the config of the run.
+    dataset: fingerprint of the data that the network was trained on.
     params: the network's parameters.
   """
 
   def __init__(self, workdir: str):
-    """Restores the parameters that are best on validation.
+    """Restores the parameters that did best on validation.
 
     Raises:
-      UserError: `workdir` holds no run, or none that has saved anything.
+      UserError: `workdir` holds no run, or no checkpoint that can be restored.
     """
     run = Workdir(workdir)
     self.config = run.load_config()
@@ -55,14 +55,14 @@ class Predictor:
     model = DigitNet(**self.config.model)
     self.dataset, self.params = _restore_best(run, model_lib.abstract_params(model))
     self._workdir = workdir
-    # By XLA: oneDNN makes the gradient by one image slower (scripts/README.md).
+    # Without oneDNN, which makes the gradient for one image slower (scripts/README.md).
     self._saliency_params = model_lib.operand_params(model, self.params)
     self._saliency_step = jax.jit(steps.make_saliency_step(model))
     model, jit = model_lib.for_inference(model)
-    # Of the cast ones, which are shared where nothing changes.
+    # From the params cast above, so that arrays which stay the same are shared.
     self._infer_params = model_lib.operand_params(model, self._saliency_params)
     self._infer_step = jit(steps.make_infer_step(model))
-    # Noise, holes and white paper show no other view of a digit.
+    # Noise, cutout and inversion do not give another view of a digit.
     changes = {**self.config.augment, 'noise': 0.0, 'inverted_share': 0.0, 'cutout': 0.0}
     strengths = augment.Strengths(**changes)
     self._infer_view_step = jit(steps.make_infer_step(model, strengths, _VIEWS_SCALE))
@@ -76,16 +76,16 @@ class Predictor:
       )
 
   def probs(self, images: np.ndarray, num_views: int = 1) -> np.ndarray:
-    """The probability of each digit.
+    """Computes the probability of each digit.
 
-    Quick for a single image. Each new N up to the config's `eval_batch_size` is
-    compiled first, in every process, which takes less than a second.
+    Fast for a single image. Each process first compiles each new N up to the config's
+    `eval_batch_size`, which takes less than a second.
 
     Args:
       images: [N, 28, 28, 1] uint8, white on black; at least one.
-      num_views: with more than one (test-time augmentation), the mean over the images
-        as they are and as the run's own augmentation, at half its strengths, moves them,
-        in the same way for all images.
+      num_views: number of views to average over (test-time augmentation). The first view
+        is the image itself. Each other one changes all images in the same way, by the
+        run's augmentation at half strength, without noise, cutout and inversion.
 
     Returns:
       [N, 10] float32, rows summing to 1.
@@ -95,16 +95,16 @@ class Predictor:
     )
 
   def saliency(self, images: np.ndarray) -> np.ndarray:
-    """What in each image speaks for the digit it is read as, and what against.
+    """How much each pixel speaks for or against the predicted digit of its image.
 
-    Gradient times input (Shrikumar et al., 2016, arXiv:1605.01713), of the log-odds of
+    Gradient times input (Shrikumar et al., 2016, arXiv:1605.01713) for the log-odds of
     that digit.
 
     Args:
       images: [N, 28, 28, 1] uint8.
 
     Returns:
-      [N, 28, 28] float32: above 0 for, below 0 against.
+      [N, 28, 28] float32: positive for the digit, negative against it.
     """
     return np.asarray(self._saliency_step(self._saliency_params, images))
 
@@ -126,7 +126,7 @@ class Predictor:
 
 
 def _restore_best(run, like, is_second_try=False):
-  """Fingerprint of the data, and the parameters that are best on validation."""
+  """Fingerprint of the data, and the parameters that did best on validation."""
   none_yet = UserError(f'{run.path}: no checkpoint yet; train first')
   if not run.checkpoints.is_dir():
     raise none_yet
@@ -137,8 +137,8 @@ def _restore_best(run, like, is_second_try=False):
     step = checkpoints.steps[-1]
     try:
       progress = checkpoints.restore_progress(step)
-      # A finished run says it itself: what was validated after the last save, or was
-      # lost since, is not known to the checkpoints.
+      # A finished run names its best step in results.json. The checkpoints do not know
+      # of a validation after the last save, nor of a checkpoint that was lost since.
       best_step = results.get('best_step', progress.best_step)
       if best_step is not None:
         step = best_step
@@ -146,7 +146,7 @@ def _restore_best(run, like, is_second_try=False):
     except Damaged as fault:
       path, what = run.checkpoints / str(step), str(fault)
   if not path.exists() and not is_second_try:
-    # A training that runs beside has replaced it meanwhile.
+    # A training run in progress has replaced it meanwhile.
     return _restore_best(run, like, is_second_try=True)
   raise UserError(
       f'{path}: damaged ({what}); remove {run.results.name} if it is there, and the'
@@ -155,10 +155,10 @@ def _restore_best(run, like, is_second_try=False):
 
 
 def load_data(predictors: Sequence[Predictor]) -> Dataset:
-  """The data that all of these networks were trained on; tells of them on stderr.
+  """Loads the data that all these networks were trained on, and names it on stderr.
 
   Raises:
-    UserError: they are not at hand, or are not those of each network.
+    UserError: the data are not available, or are not those of every network.
   """
   dataset = sources.load(
       lambda line: print(line, file=sys.stderr), **predictors[0].config.data
@@ -171,7 +171,7 @@ def load_data(predictors: Sequence[Predictor]) -> Dataset:
 def mean_probs(
     predictors: Sequence[Predictor], images: np.ndarray, num_views: int = 1
 ) -> np.ndarray:
-  """The mean of the probabilities of an ensemble: [N, 10]; see `Predictor.probs`."""
+  """Mean probabilities of an ensemble, [N, 10]; see `Predictor.probs`."""
   return np.mean(
       [predictor.probs(images, num_views) for predictor in predictors], axis=0
   )
@@ -181,17 +181,17 @@ def read_files(paths: Sequence[str]) -> Split:
   """Reads images, with labels where the files have them.
 
   Args:
-    paths: CSV files in Kaggle's form, or IDX files of images; an IDX file of
-      labels goes with the images file just before it. Gzipped IDX too.
+    paths: CSV files in Kaggle's format, or IDX files of images, all of them gzipped
+      or not. An IDX file of labels belongs to the file of images just before it.
 
   Returns:
     The examples of all files, in order.
 
   Raises:
-    UserError: a file is missing or of no such form.
+    UserError: a file is missing or has neither format.
   """
   splits = []
-  images = None  # Of an IDX file whose labels may follow.
+  images = None  # Path and content of an IDX file whose labels may follow.
   for name in paths:
     path = epath.Path(name).expanduser()
     content = files.read_bytes(path)

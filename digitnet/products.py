@@ -1,9 +1,10 @@
 """Matrix products, and convolutions and kernel gradients made of them for CPU.
 
-There XLA computes the kernel gradient of a convolution far below the speed of a matrix
-product, and slower again inside a loop; and a convolution of bfloat16 numbers it
-computes in float32, where a product runs on the processor's matrix unit, if it has one.
-All work on a few images at a time, so that what they copy stays in cache.
+On CPU, XLA computes the kernel gradient of a convolution far below the speed of a matrix
+product, and more slowly still inside a loop. It computes a bfloat16 convolution in
+float32, whereas a bfloat16 product runs on the processor's matrix unit, if it has one.
+The convolutions and kernel gradients here work on a few images at a time, so that their
+copies stay in cache.
 """
 
 import functools
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
-# Bytes that one turn of a loop reads and makes, and the products that the kernel
-# gradient in float32 is cut into. Measured best on 2 cores among 2 to 16 MiB, 1 to 64
+# Bytes that one iteration of a loop works on, and the number of products that it divides
+# a kernel gradient in float32 into. Measured best on 2 cores among 2 to 16 MiB, 1 to 64
 # bfloat16 images, and 1 to 4 products; see scripts/README.md.
 _CHUNK_BYTES = 2**22
 _CHUNK_BYTES_BFLOAT16 = 2**23
@@ -26,9 +27,9 @@ _PARTS = 2
 def matmul(lhs: jax.Array, rhs: jax.Array, transpose_rhs: bool = False) -> jax.Array:
   """[M, K] by [K, N], or by [N, K] transposed: [M, N] in `sum_dtype`.
 
-  In bfloat16, XLA on CPU takes the product for one of float32 if `rhs` is transposed
-  beforehand, or if there is one row: by a kernel of 3136 by 8192 that row takes 27 ms, and
-  two take 3 (scripts/README.md).
+  In bfloat16, XLA on CPU computes the product in float32 if `rhs` is transposed
+  beforehand, or if `lhs` has only one row. With a kernel of 3136 by 8192, one row takes
+  27 ms and two rows take 3 (scripts/README.md).
   """
   if lhs.dtype == jnp.bfloat16 and lhs.shape[0] == 1:
     return matmul(jnp.pad(lhs, ((0, 1), (0, 0))), rhs, transpose_rhs)[:1]
@@ -41,24 +42,24 @@ def matmul(lhs: jax.Array, rhs: jax.Array, transpose_rhs: bool = False) -> jax.A
 
 
 def sum_dtype(operand: jax.Array) -> jnp.dtype:
-  """That of a product's sums: the operand's, but float32 at least."""
+  """The dtype of a product's sums: the operand's, but float32 at least."""
   return jnp.promote_types(operand.dtype, jnp.float32)
 
 
 def padding(size: int) -> tuple[int, int]:
-  """XLA's 'same' padding of one dimension: the odd one goes after."""
+  """XLA's 'same' padding of one dimension, (before, after); an odd pixel goes after."""
   return ((size - 1) // 2, size - 1 - (size - 1) // 2)
 
 
 def turned(kernel: jax.Array) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:
-  """The convolution by which a 'same' one's gradients reach its images.
+  """The convolution that takes a 'same' convolution's gradients back to its images.
 
   Args:
     kernel: [K_h, K_w, C_in, C_out], of the 'same' convolution.
 
   Returns:
-    Its kernel, [K_h, K_w, C_out, C_in], turned around; and its paddings: where an even
-    kernel pads one more pixel after, its transpose does before.
+    The flipped kernel, [K_h, K_w, C_out, C_in], and the paddings. Where an even kernel
+    pads one more pixel after, its transpose pads it before.
   """
   paddings = tuple(padding(size)[::-1] for size in kernel.shape[:2])
   return kernel[::-1, ::-1].swapaxes(2, 3), paddings
@@ -71,14 +72,15 @@ def convolution(
 ) -> jax.Array:
   """A convolution with stride 1, its sums in float32.
 
-  The horizontal shifts lie side by side as channels of the images. One product with
-  all rows of the kernel then makes of each row of pixels what it adds to those around.
-  Where the images have few channels, all shifts do, and one product is all.
+  Horizontal shifts of the images are placed side by side as channels. One product with
+  all rows of the kernel then gives what each row of pixels adds to the rows around it.
+  If the images have few channels, vertical shifts become channels too, and that one
+  product is the whole convolution.
 
   Args:
     images: [N, H, W, C_in], float.
     kernel: [K_h, K_w, C_in, C_out], the same dtype.
-    paddings: zeros before and after the rows and the columns, K - 1 together.
+    paddings: zeros before and after the rows and the columns, K - 1 in total for each.
 
   Returns:
     [N, H, W, C_out], float32 at least.
@@ -90,7 +92,7 @@ def convolution(
   rhs_side = out_rows * channels_out
   kernel = kernel.reshape(image_rows, out_rows, k_w, channels_in, channels_out)
   kernel = kernel.transpose(0, 2, 3, 1, 4).reshape(lhs_side, rhs_side)
-  # Every row of pixels that some row of pixels takes from.
+  # The rows of `lhs`: all those that add to some row of the result.
   rows = height + out_rows - 1
 
   def convolve(some_images):
@@ -110,14 +112,14 @@ def convolution(
 def kernel_grads(
     images: jax.Array, grads: jax.Array, size: tuple[int, int]
 ) -> jax.Array:
-  """The gradient of a 'same' convolution with stride 1 by its kernel.
+  """The gradient of a 'same' convolution with stride 1 with respect to its kernel.
 
-  The horizontal shifts lie side by side as channels of the images, the vertical
-  ones as channels of the gradients. The product of the two, summed over pixels,
-  then holds every pair of shifts with no operation to spare, and its sides of
-  K_w * C_in and K_h * C_out are long enough for a matrix product to run at full
-  speed, which those of the channels alone are not. Where the images have so few
-  channels that all shifts of theirs are less to copy, the gradients stay as they are.
+  Horizontal shifts become channels of the images, vertical shifts channels of the
+  gradients. The product of the two, summed over pixels, then holds every pair of
+  shifts with no wasted operation. Its sides, K_w * C_in and K_h * C_out, are long
+  enough for a matrix product to run at full speed; C_in and C_out alone are not. If
+  the images have so few channels that copying all shifts of them is cheaper, the
+  gradients are left as they are.
 
   Args:
     images: [N, H, W, C_in], float.
@@ -145,7 +147,7 @@ def kernel_grads(
 
   def add_chunk(total, chunk):
     some_images, some_grads = chunk
-    # An image shifted down meets the gradients as they are shifted up.
+    # Shifting an image down is the same as shifting the gradients up.
     rhs = jnp.pad(
         some_grads, ((0, 0), padding(grad_rows)[::-1], (0, 0), (0, 0))
     )
@@ -162,7 +164,7 @@ def kernel_grads(
 
 
 def dense_kernel_grads(inputs: jax.Array, grads: jax.Array) -> jax.Array:
-  """[C_in, C_out], float32 at least: of [N, C_in] and [N, C_out], of one dtype."""
+  """From [N, C_in] and [N, C_out], of the same dtype: [C_in, C_out], float32 at least."""
   if inputs.dtype == jnp.bfloat16:
     return matmul(_as_laid_out(inputs.T), grads)
   return matmul(inputs.T, grads)
@@ -171,7 +173,7 @@ def dense_kernel_grads(inputs: jax.Array, grads: jax.Array) -> jax.Array:
 def _split_rows(kernel_shape):
   """How many of a kernel's rows become channels of the images, and of the other side.
 
-  All or none, whichever is less to copy. One of the two counts is 1, the other K_h.
+  All K_h rows go to one side, whichever copies less; the count of the other side is 1.
   """
   k_h, k_w, channels_in, channels_out = kernel_shape
   if k_h * k_w * channels_in < k_w * channels_in + k_h * channels_out:
@@ -180,7 +182,7 @@ def _split_rows(kernel_shape):
 
 
 def _product_over_pixels(images, rhs, size, parts):
-  """[parts, K_h * K_w * C_in, C]: of all shifts of images, and of [n, H, W, C]."""
+  """All shifts of the images by `rhs`, [n, H, W, C]: [parts, K_h * K_w * C_in, C]."""
   images = jnp.pad(images, ((0, 0), *map(padding, size), (0, 0)))
   lhs = _shifts(images, rhs.shape[1:3], height_axis=1, channel_axis=3)
   return lax.dot_general(
@@ -192,7 +194,7 @@ def _product_over_pixels(images, rhs, size, parts):
 
 
 def _product_over_pixels_channels_first(images, rhs, size):
-  """The same with one part, in the only form that the matrix unit is used for."""
+  """The same with one part, in the only form for which XLA uses the matrix unit."""
   images = _as_laid_out(images.transpose(3, 0, 1, 2))
   images = jnp.pad(images, ((0, 0), (0, 0), *map(padding, size)))
   lhs = _shifts(images, rhs.shape[1:3], height_axis=2, channel_axis=0)
@@ -202,7 +204,7 @@ def _product_over_pixels_channels_first(images, rhs, size):
 
 
 def _shifts(images, size, height_axis, channel_axis):
-  """All parts of padded images that have the size, side by side as channels."""
+  """All windows of this size in padded images, side by side as channels."""
   height, width = size
   width_axis = height_axis + 1
   return jnp.concatenate(
@@ -219,16 +221,16 @@ def _shifts(images, size, height_axis, channel_axis):
 
 
 def _as_laid_out(x):
-  """The same array, its last axis contiguous in memory.
+  """The same array, with its last axis contiguous in memory.
 
-  XLA would rather take a transposed array as it lies, and such a product of bfloat16
-  numbers it computes in float32. An array of one axis has but one layout.
+  XLA would otherwise take a transposed array as it lies in memory, and compute its
+  bfloat16 product in float32. An array of one axis has only one layout.
   """
   return lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
 
 
 def _chunk_size(images, image_bytes):
-  """A power of two, of which most batches are a multiple; at most all images."""
+  """Images per chunk: a power of two, which divides most batches; at most all images."""
   is_bfloat16 = images.dtype == jnp.bfloat16
   chunk_bytes = _CHUNK_BYTES_BFLOAT16 if is_bfloat16 else _CHUNK_BYTES
   chunk = 2 ** int(math.log2(max(1, chunk_bytes // image_bytes)))

@@ -1,4 +1,4 @@
-"""What the loop knows besides the arrays: saved as JSON with every checkpoint."""
+"""The state of the training loop besides the arrays, saved as JSON with every checkpoint."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from digitnet.metrics import Metrics
 
 @dataclasses.dataclass
 class Progress:
-  """All that a resumed run needs in order to go on as if never interrupted.
+  """All that a resumed run needs, besides the arrays, to go on as if never interrupted.
 
   Attributes:
-    dataset: fingerprint of the data, which no resume may change.
-    window: sums since the last training line.
+    dataset: fingerprint of the data, which a resume may not change.
+    window: metric sums since the last training line.
     machine: `machine.shape()` where the state was saved; None in old files.
-    evaluations: a summary of each validation, with its `step`; and `lost` where
-      its network is.
-    train_seconds: time in training steps, by all starts together.
+    evaluations: a summary of each validation, with its `step`, and `lost` if the
+      checkpoint of that step is lost.
+    train_seconds: time in training steps, over all starts.
     train_images: images trained on in that time.
-    earlier_seconds: wall time of the earlier starts.
-    started: this start, on the clock of `time.perf_counter`.
+    earlier_seconds: wall-clock time of earlier starts.
+    started: when this start began, by `time.perf_counter`.
   """
 
   dataset: str
@@ -36,7 +36,7 @@ class Progress:
 
   @property
   def best(self) -> dict | None:
-    """The evaluation with the fewest errors; of equals the least loss, the first."""
+    """The evaluation with the fewest errors; ties go to the lowest loss, then the first."""
     return min(
         (one for one in self.evaluations if not one.get('lost')),
         key=lambda one: (one['num_errors'], one['loss']),
@@ -51,14 +51,14 @@ class Progress:
     return any(one['step'] == step for one in self.evaluations)
 
   def rule_out_all_but(self, steps: Sequence[int]) -> None:
-    """Rules out as best whatever has no good checkpoint any more."""
+    """Rules out all other steps as best, since they have no good checkpoint any more."""
     for one in self.evaluations:
       if one['step'] not in steps:
         one['lost'] = True
 
   @property
   def wall_seconds(self) -> float:
-    """By all starts together, compilation and evaluation included."""
+    """Wall-clock time over all starts, compilation and evaluation included."""
     return self.earlier_seconds + time.perf_counter() - self.started
 
   def to_json(self) -> dict:

@@ -1,6 +1,6 @@
-"""The report of a run: one page that needs no other file, and its pictures.
+"""The report of a run: one self-contained HTML page, and its pictures.
 
-The page is for people; what it shows is in the run's JSON and CSV files for programs.
+The page is for people; programs find what it shows in the run's JSON and CSV files.
 """
 
 import base64
@@ -34,17 +34,17 @@ from digitnet.workdir import short_names
 from digitnet.workdir import write_atomically
 
 _TEMPLATE = epath.Path(__file__).parent / 'report.html'
-# More would be a long page of the least interesting ones.
+# More would make a long page of the least interesting ones.
 _MOST_MISTAKES = 120
 _COLUMNS = 12
-_SAMPLED = 6  # Training images shown as augmentation changes them, one a row.
+_SAMPLED = 6  # Training images shown with their augmented versions, one per row.
 
 
 def mistakes_picture(scored: Scored):
-  """A gallery of the mistakes, those the network was surest of first.
+  """A gallery of at most `_MOST_MISTAKES` mistakes, the most confident ones first.
 
-  Above each: its label, what it was read as, and with which probability; a star where
-  people found the label wrong (`data/label_errors.py`).
+  Above each are its label, the prediction and its probability, and a star if people
+  found the label wrong (`data/label_errors.py`).
   """
   places = scored.mistakes[:_MOST_MISTAKES]
   known = label_errors.is_known(scored.images[places])
@@ -58,11 +58,11 @@ def mistakes_picture(scored: Scored):
 
 
 def write_mistakes(scored: Scored, folder: epath.Path) -> None:
-  """Writes mistakes.csv and, where there are any, mistakes.png.
+  """Writes mistakes.csv and, if there are any mistakes, mistakes.png.
 
   Args:
-    scored: all images, those read right too.
-    folder: made when absent.
+    scored: all images, including those read right.
+    folder: created if absent.
 
   Raises:
     OSError: something cannot be written.
@@ -79,7 +79,7 @@ def write_mistakes(scored: Scored, folder: epath.Path) -> None:
     ])  # fmt: skip
   write_atomically(folder / 'mistakes.csv', text.getvalue())
   picture = folder / 'mistakes.png'
-  picture.unlink(missing_ok=True)  # Of another scoring, which may have had some.
+  picture.unlink(missing_ok=True)  # It may be left from a scoring with mistakes.
   if len(places):
     with picture.open('wb') as file:
       pictures.save(mistakes_picture(scored), file)
@@ -95,14 +95,14 @@ def write(
   """Writes `report/index.html` and its pictures into a run's workdir.
 
   Args:
-    run: whose config and metrics are read.
-    results: what its results.json holds, or will hold.
-    scored: the split that the report is of.
-    train: where its sample of augmented images is from.
-    params: of the network.
+    run: the run, whose config and metrics are read.
+    results: contents of its results.json, which need not exist yet.
+    scored: the split to report on.
+    train: the train split, from which augmented samples are shown.
+    params: the network's parameters.
 
   Returns:
-    The page.
+    Path of the page.
 
   Raises:
     OSError: something cannot be written.
@@ -150,7 +150,7 @@ def write(
   if len(scored.mistakes):
     page.picture('mistakes', mistakes_picture(scored))
   else:
-    (run.report / 'mistakes.png').unlink(missing_ok=True)  # Of an earlier report.
+    (run.report / 'mistakes.png').unlink(missing_ok=True)  # From an earlier report.
 
   page.heading('Digit by digit')
   page.side_by_side(
@@ -180,7 +180,7 @@ def write(
 
 
 def augmented_picture(config: ml_collections.ConfigDict, train: Split):
-  """Training images, the first of each row as it is, the others changed."""
+  """Training images, one per row: first as it is, then augmented."""
   images = train.images[:_SAMPLED]
   repeated = np.repeat(images, _COLUMNS - 1, axis=0)
   keys = rng.example_keys(config.seed, 'augment', 0, np.arange(len(repeated)))
@@ -202,14 +202,14 @@ def augmented_picture(config: ml_collections.ConfigDict, train: Split):
 
 
 def write_comparison(runs: Sequence[Workdir], folder: epath.Path) -> epath.Path:
-  """Writes a page that sets several finished runs side by side.
+  """Writes a page that compares several finished runs side by side.
 
   Args:
     runs: at least two, all finished.
-    folder: made when absent.
+    folder: created if absent.
 
   Returns:
-    The page.
+    Path of the page.
 
   Raises:
     OSError, UserError: see `write`.
@@ -278,7 +278,7 @@ def _by_class(counts):
 
 
 class _Page:
-  """HTML in the making; its pictures are inside it, and beside it as files."""
+  """An HTML page being built; its pictures are embedded, and saved beside it as files."""
 
   def __init__(self, folder, title):
     self._folder, self._title = folder, title
@@ -307,7 +307,7 @@ class _Page:
     self._parts.append(f'<div class="wide"><table>\n{body}\n</table></div>')
 
   def picture(self, name, figure):
-    """Args: name: of its file, and what it is called where it cannot be seen."""
+    """Args: name: name of the file, without its suffix, and alternative text."""
     content = io.BytesIO()
     pictures.save(figure, content)
     self._files[f'{name}.png'] = content.getvalue()

@@ -1,4 +1,4 @@
-"""The reports of steps under way: awaited late, checked, and summed."""
+"""The reports of running train steps: awaited late, checked, and summed."""
 
 import collections
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from digitnet.errors import TrainingFailed
 from digitnet.progress import Progress
 from digitnet.steps import StepReport
 
-# Steps under way before the oldest one's report is awaited: enough to keep a
-# device busy, few enough that a fault is named soon.
+# Steps in flight before the oldest report is awaited: enough to keep a device
+# busy, few enough that a failure is reported soon.
 _STEPS_AHEAD = 2
 
 
 class Reports:
-  """Feeds what the steps report into the progress and the pace.
+  """Adds the reports of the steps to the progress and the pace.
 
   Attributes:
-    newest: the report of the last step settled, as NumPy arrays.
+    newest: the newest report that has been awaited, as NumPy arrays.
   """
 
   def __init__(self, progress: Progress, pace: Pace):
@@ -28,16 +28,16 @@ class Reports:
     self._waiting = collections.deque()
 
   def add(self, step: int, report: StepReport) -> None:
-    """Takes the report, perhaps not ready yet, of update number `step`."""
+    """Takes the report of update number `step`, ready or not; raises like `settle`."""
     self._waiting.append((step, parallel.start_to_host(report)))
     if len(self._waiting) > _STEPS_AHEAD:
       self._settle_one()
 
   def settle(self) -> None:
-    """Awaits all of them.
+    """Awaits all reports.
 
     Raises:
-      TrainingFailed: loss or gradients of a step are not finite.
+      TrainingFailed: the loss or the gradients of a step are not finite.
     """
     while self._waiting:
       self._settle_one()

@@ -1,4 +1,4 @@
-"""What results.json holds, and how it is shown."""
+"""The contents of results.json, and how they are shown."""
 
 from importlib import metadata
 import pathlib
@@ -14,7 +14,7 @@ from digitnet.metrics import Metrics
 from digitnet.progress import Progress
 from digitnet.workdir import Workdir
 
-# What every finished run has told, and its readers count on.
+# Keys that every finished run has written, and that readers rely on.
 _KEYS = ('dataset', 'source', 'split_sizes', 'num_params', 'steps', 'best_step', 'seed',
          'validation', 'test', 'images_per_second', 'wall_seconds', 'devices', 'versions',
          'git_commit')  # fmt: skip
@@ -32,19 +32,19 @@ def collect(
     digests: dict[str, str],
     commit: str | None,
 ) -> dict[str, Any]:
-  """What results.json holds.
+  """Collects the contents of results.json.
 
   Args:
-    dataset: what was trained and scored on.
+    dataset: the data of the run.
     progress: of the whole run.
-    test: sums over the labelled test examples; of none where none is labelled, or
-      the test split stays sealed.
+    test: sums over the labelled test examples; empty if none is labelled or the test
+      split stays sealed.
     num_params: of the network.
     steps: updates done.
     seed: of the run.
-    config_changes: made in mid-run.
+    config_changes: changes of the config in mid-run.
     digests: of the last state.
-    commit: that the run was started from; see `git_commit`.
+    commit: the commit of the run's last start; see `git_commit`.
   """
   best = dict(progress.best)
   return {
@@ -75,10 +75,10 @@ def collect(
 
 
 def of_finished(run: Workdir) -> dict[str, Any]:
-  """What results.json holds.
+  """Reads the results.json of a finished run.
 
   Raises:
-    UserError: there is none, or it holds something else.
+    UserError: there is none, or it does not hold the results of a run.
   """
   results = run.load_results()
   if results is None:
@@ -90,7 +90,7 @@ def of_finished(run: Workdir) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-  """The commit of the checkout this package lies in, '+changes' where edited."""
+  """The commit of this package's checkout, with '+changes' if edited; None without one."""
   root = pathlib.Path(__file__).parent.parent
   if not (root / '.git').exists():
     return None
@@ -113,7 +113,7 @@ def git_commit() -> str | None:
 
 
 def describe(summary: dict[str, float | int] | None) -> str:
-  """'99.31% right, 193 of 28,000 wrong, loss 0.0216' of a summary of metrics."""
+  """A metrics summary as text: '99.31% right, 193 of 28,000 wrong, loss 0.0216'."""
   if summary is None:
     return 'not scored'
   return (
@@ -123,7 +123,7 @@ def describe(summary: dict[str, float | int] | None) -> str:
 
 
 def show(results: dict[str, Any]) -> None:
-  """Prints the scores; UserError where results.json holds something else."""
+  """Prints the scores; raises UserError if `results` are not those of a run."""
   try:
     lines = [
         f'  {split}: {describe(results[split])}'

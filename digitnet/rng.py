@@ -1,8 +1,8 @@
-"""Random keys: a pure function of the seed, the stream, the step, the example.
+"""Random keys: a pure function of the seed, the stream, the step and the example.
 
-Nothing random is carried from step to step, so resuming needs the step alone.
-Keys belong to an example's place in the global batch and not to a device, so
-any number of devices draws the same masks and the same distortions.
+No random state is carried from step to step, so resuming needs only the step number.
+A key depends on an example's position in the global batch, not on a device, so any
+number of devices draws the same masks and the same distortions.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-# One number a purpose, so that no two purposes ever share a key.
+# One number per purpose, so that no two purposes ever share a key.
 STREAMS = {'init': 0, 'dropout': 1, 'augment': 2, 'views': 3}
 
 
@@ -23,13 +23,13 @@ def stream_key(seed: int, stream: str) -> jax.Array:
 def example_keys(
     seed: int, stream: str, step: jax.Array, positions: jax.Array
 ) -> jax.Array:
-  """One key an example.
+  """One key per example.
 
   Args:
     seed: the run's seed.
     stream: a name in `STREAMS`.
     step: scalar int32, the number of updates done.
-    positions: [N] int32, each example's place in the global batch.
+    positions: [N] int32, each example's position in the global batch.
 
   Returns:
     [N] typed keys.
@@ -46,15 +46,15 @@ _ROUNDS = 13
 
 
 def bits(keys: jax.Array, stream: int, shape: tuple[int, ...]) -> jax.Array:
-  """Random bits of each example, cheap enough to be drawn for every activation.
+  """Random bits for each example, cheap enough to be drawn for every activation.
 
-  What `jax.random.bits` gives is as good, but on CPU comes out of a loop over
-  arrays in memory; this is elementwise, and is fused into what reads it.
+  Those of `jax.random.bits` are as good, but on CPU they come from a loop over arrays
+  in memory. This function is elementwise, and XLA fuses it into whatever reads the bits.
 
   Args:
     keys: [N] typed threefry keys.
-    stream: a number for each use of the same keys.
-    shape: of one example's bits, less than 2**32 in all.
+    stream: a different number for each use of the same keys.
+    shape: shape of the words for one example, fewer than 2**32 in all.
 
   Returns:
     [N, *shape] uint32.
@@ -68,7 +68,7 @@ def bits(keys: jax.Array, stream: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def threefry_2x32(key, count, num_rounds: int):
-  """Threefry-2x32: two words of key and two of count to two of random bits."""
+  """Threefry-2x32: maps two words of key and two of count to two of random bits."""
   schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
   a, b = count[0] + schedule[0], count[1] + schedule[1]
   for i in range(num_rounds):

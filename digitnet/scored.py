@@ -1,4 +1,4 @@
-"""A labelled split and what networks made of it, as reports and exports need it."""
+"""A labelled split and the predictions for it, as reports and exports need them."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 class Scored(NamedTuple):
-  """The images, their labels, and the probabilities that a network, or several, gave.
+  """Images, their labels, and their probabilities from a network or an ensemble.
 
   Attributes:
-    name: of the split.
+    name: name of the split.
     images: [N, 28, 28, 1] uint8.
     labels: [N] integers in 0..9.
     probs: [N, 10], rows summing to 1.
@@ -22,7 +22,7 @@ class Scored(NamedTuple):
 
   @property
   def mistakes(self) -> np.ndarray:
-    """Places of the images read wrong, those it was surest of first: [M] int."""
+    """Indices of the misclassified images, the most confident first: [M] int."""
     predicted = self.probs.argmax(axis=1)
     wrong = np.flatnonzero(predicted != self.labels)
     return wrong[np.argsort(-self.probs.max(axis=1)[wrong], kind='stable')]

@@ -1,4 +1,4 @@
-"""Turning SIGTERM and Ctrl-C into a request that the loop answers."""
+"""Turns SIGTERM and Ctrl-C into a request that the training loop answers."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-  """What the signals have asked for.
+  """A request to stop, by a signal.
 
   Attributes:
-    signum: of the signal that asked to stop; None before any.
-    has_work: whether there is something to save before stopping; set by the
-      loop. Before that, a signal acts as it does outside.
+    signum: number of the signal that asked to stop; None before any.
+    has_work: set by the loop once there is something to save before stopping.
+      Until then, a signal acts as it does outside the context.
   """
 
   def __init__(self):
@@ -25,17 +25,17 @@ class StopRequest:
     self.has_work = False
 
   def check(self) -> None:
-    """Raises Stopped if a signal has come."""
+    """Raises Stopped if a signal has asked to stop."""
     if self.signum is not None:
       raise Stopped(self.signum, 'stopped')
 
 
 @contextlib.contextmanager
 def stop_request():
-  """Within this context a first signal is noted; a second ends the process at once.
+  """Within this context a first signal is recorded; a second ends the process at once.
 
-  Yields a `StopRequest`. Outside the main thread, where Python lets nobody
-  handle signals, it never becomes set.
+  Yields a `StopRequest`. Outside the main thread, where Python allows no signal
+  handlers, no signal sets it.
   """
   request = StopRequest()
   if threading.current_thread() is not threading.main_thread():
@@ -52,7 +52,7 @@ def stop_request():
       _act(previous[signum], signum, frame)
 
   for signum, handler in previous.items():
-    # Ignored from outside, as nohup does, stays ignored.
+    # A signal that is ignored from outside, as under nohup, stays ignored.
     if handler is not signal.SIG_IGN:
       signal.signal(signum, handle)
   try:
@@ -73,5 +73,5 @@ def _act(handler, signum, frame):
 def _leave(signum):
   with contextlib.suppress(OSError):
     warn('a second signal: leaving at once; a save under way is lost')
-  # Past every `finally`: one of them would wait for that save.
+  # Skip every `finally`: one of them would wait for that save.
   os._exit(128 + signum)  # pylint: disable=protected-access

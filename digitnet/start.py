@@ -1,4 +1,4 @@
-"""The state that a run starts with: its newest good checkpoint, or fresh parameters."""
+"""The state that a run starts from: its newest good checkpoint, or fresh parameters."""
 
 import json
 
@@ -26,11 +26,11 @@ def fresh_or_resumed(
     dataset: Dataset,
     has_average: bool,
 ) -> tuple[steps.TrainState, Progress]:
-  """The newest good checkpoint, or else the state before the first step.
+  """Restores the newest good checkpoint, or makes the state before the first step.
 
   Raises:
-    UserError: the data are not those the checkpoint was trained on, or not those of
-      the other processes.
+    UserError: the data differ from those that the checkpoint was trained on, or from
+      those of process 0.
     TrainingFailed: all checkpoints are damaged.
   """
 
@@ -65,7 +65,7 @@ def fresh_or_resumed(
 
 
 def _check_same_on_all(dataset):
-  """Else each process would train on its own, and none would say so."""
+  """Otherwise each process would silently train on its own data."""
   of_main = cluster.from_main(dataset.fingerprint)
   if dataset.fingerprint != of_main:
     raise UserError(

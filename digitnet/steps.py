@@ -1,7 +1,7 @@
-"""The train step and the eval step: pure functions of their arguments.
+"""Train, eval, infer and saliency steps: pure functions of their arguments.
 
-Both run under `parallel.pmap`, on one device's part of the global batch. The infer
-step, for images that come a few at a time, runs under `jax.jit` on one device.
+The train and eval steps run under `parallel.pmap`, on one device's part of the global
+batch. The infer and saliency steps run under jit on one device, for a few images at once.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ from digitnet.parallel import AXIS
 
 
 class TrainState(struct.PyTreeNode):
-  """All that one update hands to the next.
+  """All that one update passes on to the next.
 
   Attributes:
     step: [] int32, the number of updates done.
     params: the network's parameters.
-    opt_state: the optimizer's state, Adam's moments among it.
-    average: the moving average of `params`; None where none is kept.
+    opt_state: the optimizer's state, including Adam's moments.
+    average: the moving average of `params`; None if none is kept.
   """
 
   step: jax.Array
@@ -39,7 +39,7 @@ class TrainState(struct.PyTreeNode):
 
   @property
   def evaluated(self) -> dict:
-    """The parameters that are validated and used: the average, if there is one."""
+    """The parameters to validate and use: the average, if there is one."""
     return self.params if self.average is None else self.average
 
 
@@ -48,7 +48,7 @@ class Examples(struct.PyTreeNode):
 
   Attributes:
     images: [N, 28, 28, 1] uint8.
-    labels: [N] int32; -1 where there is no label.
+    labels: [N] int32; -1 if there is no label.
   """
 
   images: jax.Array
@@ -56,11 +56,11 @@ class Examples(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-  """Which examples of the split a step works on.
+  """The examples of the split that a step works on.
 
   Attributes:
-    indices: [B] int32, places in the split.
-    mask: [B] bool, False where the tail of the split was padded.
+    indices: [B] int32, indices into the split.
+    mask: [B] bool, False for padding at the tail of the split.
   """
 
   indices: jax.Array
@@ -68,11 +68,11 @@ class Batch(struct.PyTreeNode):
 
 
 class StepReport(struct.PyTreeNode):
-  """What a train step tells of itself.
+  """What a train step reports.
 
   Attributes:
-    metrics: sums over the global batch, before the update.
-    grad_norm: [] float32, the global norm of the averaged gradients.
+    metrics: sums over the global batch, with the parameters before the update.
+    grad_norm: [] float32, the global norm of the averaged gradients, before clipping.
     learning_rate: [] float32.
   """
 
@@ -94,7 +94,7 @@ def init_state(
 
 
 def to_float(images: jax.Array) -> jax.Array:
-  """Pixels in 0..255, uint8 or mixed, to float32 in [0, 1]."""
+  """Pixels in 0..255, uint8 or float32 after mixup, to float32 in [0, 1]."""
   return images.astype(jnp.float32) / 255
 
 
@@ -113,34 +113,35 @@ def make_train_step(
 ) -> Callable:
   """Builds `train_step(state, examples, batch, lr_scale) -> state, StepReport`.
 
-  The loss is the mean cross-entropy over the real examples of the global batch.
-  Dropout and augmentation are keyed by each example's place in that batch.
+  The loss is the mean cross-entropy over the real (not padded) examples of the global
+  batch. Dropout and augmentation are keyed by each example's position in that batch.
 
   Args:
     model: the network.
     optimizer: follows `schedule`.
-    schedule: learning rate by step; the step applies `lr_scale` on top.
+    schedule: learning rate by step; the train step also multiplies it by `lr_scale`.
     strengths: of the augmentation.
     seed: root of the random streams.
-    strength_scale: by step, what `strengths` are multiplied by.
-    clip_norm: gradients are scaled down to this global norm; 0 lets all pass.
-    label_smoothing: the part of a label that is spread over all classes (Szegedy et
-      al., 2016); the reported loss has none, and knows nothing of mixup.
-    average_decay: of the state's moving average of the parameters, if it has one; in
-      the first steps less, as they would else stay at the initial ones.
-    accumulation: parts that a device works on one after the other.
-    all_reduce_dtype: that gradients are sent between devices in.
+    strength_scale: the factor of `strengths` by step.
+    clip_norm: larger gradients are scaled down to this global norm; 0 means no clipping.
+    label_smoothing: the fraction of a label that is spread over all classes (Szegedy et
+      al., 2016). The reported loss uses labels that are neither smoothed nor mixed.
+    average_decay: decay of the state's moving average of the parameters, if it has one.
+      It is lower in the first steps; otherwise the average would stay near the initial
+      parameters.
+    accumulation: number of parts that a device processes one after the other.
+    all_reduce_dtype: dtype in which gradients are sent between devices.
   """
 
   def train_step(state, examples, batch, lr_scale):
     local_size = batch.mask.shape[0]
     places = lax.axis_index(AXIS) * local_size + jnp.arange(local_size)
-    # Scaled so that the mean over devices is the mean over the real examples
+    # With this scale, the mean over devices is the mean over the real examples
     # of the global batch, however these are spread over the devices.
     mean_count = lax.pmean(jnp.sum(batch.mask), AXIS)
 
     def sums_of(batch, places):
-      """Gradients and metrics of some of this device's images."""
+      """Gradients and metrics summed over some of this device's images."""
       dropout_keys = rng.example_keys(seed, 'dropout', state.step, places)
       augment_keys = rng.example_keys(seed, 'augment', state.step, places)
       images = examples.images[batch.indices]
@@ -168,19 +169,19 @@ def make_train_step(
 
       params = state.params
       if model.by_onednn:
-        # oneDNN gives gradients of bfloat16 kernels in bfloat16, half as much to read.
+        # For bfloat16 kernels, oneDNN's gradients are in bfloat16: half as much to read.
         params = model_lib.operand_params(model, params)
       return jax.grad(loss_fn, has_aux=True)(params)
 
     grads, metrics = _sum_over_parts(sums_of, (batch, places), accumulation)
     grads = parallel.pmean(grads, all_reduce_dtype)
-    # Apart, so that the squares are summed as they are made, and not stored for
-    # Adam, which needs the same ones.
+    # The barrier has the squares summed as they are computed. Without it XLA would
+    # first store them, since Adam needs the same squares.
     grad_norm = optax.global_norm(_in_float32(lax.optimization_barrier(grads)))
     if clip_norm:
       scale = jnp.minimum(1, clip_norm / grad_norm)
       grads = jax.tree.map(lambda x: x * scale, grads)
-    # In the dtype of Adam's moments.
+    # To the dtype of Adam's moments, which is that of the parameters.
     grads = jax.tree.map(lambda x, param: x.astype(param.dtype), grads, state.params)
     decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
     state_after = _update(optimizer, state, grads, grad_norm, lr_scale, decay)
@@ -195,7 +196,7 @@ def make_train_step(
 
 
 def _sum_over_parts(sums_of, args, num_parts):
-  """`sums_of(*args)`, of one part of the arguments' leading axis after the other."""
+  """Sum of `sums_of(*args)` over parts of the leading axis, one after the other."""
   if num_parts == 1:
     return sums_of(*args)
   first, rest = (
@@ -212,7 +213,7 @@ def _sum_over_parts(sums_of, args, num_parts):
 
 
 def _in_float32(tree):
-  """With what is in bfloat16 widened."""
+  """The tree with its bfloat16 arrays widened to float32."""
   return jax.tree.map(
       lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree
   )
@@ -221,9 +222,9 @@ def _in_float32(tree):
 def _update(optimizer, state, grads, grad_norm, lr_scale, decay):
   """The state after one step of the optimizer, in place on donated arrays.
 
-  Where the gradients are not finite, the parameters stay as they were. That also
-  tells XLA that none changes before all gradients are known, without which it
-  would first copy each, for whatever might still read it.
+  If the gradients are not finite, the parameters stay unchanged. This also tells XLA
+  that no parameter changes before all gradients are known. Otherwise it would first
+  copy each parameter for computations that might still read it.
   """
   grads, opt_state, params, average = parallel.with_device_axis(
       (grads, state.opt_state, state.params, state.average)
@@ -245,9 +246,8 @@ def _update(optimizer, state, grads, grad_norm, lr_scale, decay):
 def make_eval_step(model: DigitNet) -> Callable:
   """Builds `eval_step(params, examples, batch) -> BatchMetrics, logits`.
 
-  Metrics are sums over the global batch's real and labelled examples. Logits
-  are those of the whole global batch, [devices * B, 10] float32, on each
-  device.
+  Metrics are sums over the real and labelled examples of the global batch. Each
+  device returns the logits of the whole global batch, [devices * B, 10] float32.
   """
 
   def eval_step(params, examples, batch):
@@ -268,7 +268,8 @@ def make_infer_step(
 ) -> Callable:
   """Builds `infer_step(params, images) -> logits`: [N, 28, 28, 1] uint8 to [N, 10].
 
-  With `strengths`, times `scale`, it takes a key as well, and changes all images alike by it.
+  With `strengths`, the step takes a key as a third argument, and augments all images alike
+  by it, with `strengths` times `scale`.
   """
 
   def infer_step(params, images, key=None):
@@ -284,7 +285,8 @@ def make_infer_step(
 def make_saliency_step(model: DigitNet) -> Callable:
   """Builds `saliency_step(params, images)`: [N, 28, 28, 1] uint8 to [N, 28, 28] float32.
 
-  Each pixel's part in the log-odds of its image's likeliest digit: gradient times input.
+  It gives each pixel's part in the log-odds of its image's most likely digit, as gradient
+  times input.
   """
 
   def saliency_step(params, images):

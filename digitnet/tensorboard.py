@@ -1,6 +1,6 @@
 """TensorBoard's view of a run's end: config and scores as hparams, and the pictures.
 
-Hparams are what sets many runs side by side there, as those of an ablation.
+TensorBoard compares many runs, such as those of an ablation, by their hparams.
 """
 
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ def write_end(
     results: Mapping[str, Any],
     pictures: Sequence[epath.Path],
 ) -> None:
-  """Adds to the events of the run's curves.
+  """Writes an event file beside that of the run's curves.
 
   Args:
-    folder: of the run's event files.
-    knobs: the config, by dotted name.
-    results: what results.json will hold.
+    folder: folder of the run's event files.
+    knobs: the values of the config by dotted name.
+    results: contents of results.json.
     pictures: PNG files.
 
   Raises:
@@ -61,7 +61,7 @@ def _plain(value):
 
 
 def _picture(path):
-  """As it is: TensorBoard takes PNG."""
+  """The PNG file, unchanged: TensorBoard accepts PNG."""
   content = path.read_bytes()
   width, height = Image.open(io.BytesIO(content)).size
   image = summary_pb2.Summary.Image(

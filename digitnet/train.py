@@ -41,7 +41,7 @@ from digitnet.reports import Reports
 from digitnet.validation import Validation
 from digitnet.workdir import Workdir
 
-# One program: outside of one, JAX compiles each operation on each array by itself.
+# As one program: outside jit, JAX compiles each operation for each shape separately.
 _global_norm = jax.jit(optax.global_norm)
 
 
@@ -50,23 +50,23 @@ def train_and_evaluate(
     workdir: str,
     allow_changes: bool = False,
 ) -> dict[str, Any]:
-  """Trains, scores the test split once, and leaves everything in `workdir`.
+  """Trains, scores the test split once, and writes everything to `workdir`.
 
-  The same call again resumes; on a finished run it only returns the results.
+  The same call again resumes; for a finished run it only shows and returns the results.
 
   Args:
     config: all fields of configs/default.py.
-    workdir: a folder, made when absent.
-    allow_changes: resumes a run that began with another config.
+    workdir: a folder, created if absent.
+    allow_changes: whether to resume a run that began with another config.
 
   Returns:
-    What results.json holds.
+    The contents of results.json.
 
   Raises:
     UserError: the config, the data or the workdir is wrong.
-    TrainingFailed: loss or gradients are no longer finite, the disk is full, or
-      every checkpoint is damaged.
-    Stopped: a signal came; the state is saved.
+    TrainingFailed: loss, gradients or parameters are not finite, the disk is full,
+      checkpoints are damaged, or another process has ended.
+    Stopped: a signal asked to stop; the state is saved.
   """
   config_lib.validate(config)
   config_lib.check_devices(config, jax.device_count())
@@ -84,7 +84,7 @@ def train_and_evaluate(
 
 
 def _train_and_evaluate(config, run):
-  # Now: by the end of an hour the checkout may be another.
+  # Read it now: the checkout may have changed by the end of the run.
   commit = results_lib.git_commit()
   dataset = sources.load(say, **config.data)
   model = model_lib.for_training(DigitNet(**config.model))
@@ -116,7 +116,7 @@ def train(
     run: Workdir,
     checkpoints: Checkpoints,
 ) -> Progress:
-  """Trains up to the plan's last step, from the newest good checkpoint if any.
+  """Trains to the plan's last step, from the newest good checkpoint if there is one.
 
   Raises:
     UserError, TrainingFailed, Stopped: see `train_and_evaluate`.
@@ -147,7 +147,7 @@ def train(
   if cluster.is_main():
     _warn_of_waste(config, plan, model)
 
-  # All that the steps read is put on the devices once.
+  # Put all that the steps read on the devices once.
   state = parallel.replicate(state)
   examples = parallel.replicate(
       steps.Examples(dataset.train.images, dataset.train.labels)
@@ -179,14 +179,14 @@ def train(
       log,
       progress,
   )
-  # Of several processes, only what all agree on may stop one.
+  # Several processes may only stop together: `cluster.is_stopping` asks them all.
   if cluster.count() == 1:
     stopping = signals.stop_request()
   else:
     stopping = contextlib.nullcontext(signals.StopRequest())
   with log, pace, stopping as stop:
     while step < plan.last_step or validation.is_due(step):
-      # Else a signal came in the midst of the validation of this very step.
+      # A validation due here was cut short by a signal, or comes from a changed config.
       if not validation.is_due(step):
         batch = steps.Batch(
             *batches.train_batch(
@@ -217,7 +217,7 @@ def train(
           except Stopped:
             if stop.signum is None:
               raise
-            # Answered below, once the state is saved.
+            # The signal is answered below, once the state is saved.
           lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
           is_save |= progress.best_step == step
         is_stop = stop.signum is not None
@@ -228,8 +228,8 @@ def train(
             save(checkpoints, state, progress, log)
         if is_stop:
           checkpoints.wait()
-          # The others have nothing to wait for, and their end would be that of the main
-          # process in the midst of its save.
+          # Hold back the other processes, which have nothing to save: if they ended now,
+          # so would the main process, in the middle of its save.
           cluster.from_main(True)
           raise Stopped(
               stop.signum,
@@ -237,12 +237,12 @@ def train(
               ' same command resumes',
           )
     checkpoints.wait()
-    stop.check()  # A signal that came since has nothing left to save.
+    stop.check()  # All is saved, so a signal that came since may stop the run.
   return progress
 
 
 def _warn_of_waste(config, plan, model):
-  """Of what is allowed, but is hardly meant."""
+  """Warns of settings that are allowed but hardly intended."""
   if plan.warmup >= plan.last_step:
     warn(
         f'config.optim.warmup={config.optim.warmup!r}: the learning rate rises to the end'
@@ -303,7 +303,7 @@ def _make_train_step(config, plan, model, optimizer, schedule):
 
 
 def _log_training(step, plan, report, progress, log, pace):
-  """The training since the line before; `report` is of the newest step."""
+  """Logs the training since the previous line; `report` is of the newest step."""
   summary = progress.window.summary()
   progress.window = Metrics()
   log.write({
@@ -324,14 +324,14 @@ def save(
     progress: Progress,
     log: MetricsLog,
 ) -> None:
-  """Starts to save a replicated state, once the save before it is on disk.
+  """Starts to save a replicated state, once the previous save is on disk.
 
   Raises:
     TrainingFailed: the parameters are not finite, or the disk is full.
   """
-  checkpoints.wait()  # So that there is one copy of the state besides itself.
+  checkpoints.wait()  # So that only one extra copy of the state exists at a time.
   saved = parallel.first(state)
-  # The losses checked so far are of before this step's update.
+  # The losses checked so far are from before this step's update.
   norm = _global_norm(saved.params)
   check_finite(int(saved.step), {'norm of the parameters': norm})
   log.sync(int(saved.step))
@@ -339,7 +339,7 @@ def save(
 
 
 def _lr_scale(optim_config, progress):
-  """What the step multiplies the learning rate by: [] float32."""
+  """The factor by which the step multiplies the learning rate: [] float32."""
   if optim_config.schedule != 'plateau':
     return np.float32(1)
   scale = optim.plateau_scale(

@@ -1,4 +1,4 @@
-"""The validation split, scored in the course of training."""
+"""Scoring of the validation split during training."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from digitnet import results as results_lib
 
 
 class Validation:
-  """Scores when the plan says so; tells the log, the progress and the user."""
+  """Scores the validation split; updates the log and the progress, and prints a line."""
 
   def __init__(
       self,
@@ -30,7 +30,7 @@ class Validation:
     )
 
   def is_due(self, step: int) -> bool:
-    """Also where a signal cut short what was due at a step that is saved."""
+    """Whether `step` must be validated, also after a signal cut its validation short."""
     return (
         step > 0
         and self._plan.evaluates_at(step)
@@ -38,13 +38,13 @@ class Validation:
     )
 
   def run(self, step: int, params, check: Callable[[], None]) -> None:
-    """Scores replicated parameters.
+    """Scores the parameters of a step.
 
     Args:
       step: updates done.
-      params: of that step.
-      check: called now and then; what it raises ends the scoring, and leaves no
-        trace of it.
+      params: replicated parameters of that step.
+      check: called before each eval step; if it raises, the scoring ends and
+        leaves no trace.
 
     Raises:
       TrainingFailed: the loss is not finite, or the disk is full.

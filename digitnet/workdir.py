@@ -1,4 +1,4 @@
-"""What a run leaves in its workdir, each file written whole or not at all."""
+"""The files of a run in its workdir; those written here appear whole or not at all."""
 
 from collections.abc import Sequence
 import contextlib
@@ -20,14 +20,14 @@ from digitnet.errors import UserError
 
 
 def write_atomically(path: epath.Path, text: str) -> None:
-  """Replaces a file by a new one; a reader sees the old or the new, never half."""
-  # One name for all: a folder has one writer, who overwrites what a kill left.
+  """Writes or replaces a file; a reader sees the old or the new one, never a part."""
+  # A fixed name is enough: a folder has one writer, which overwrites what a kill left.
   temporary = path.parent / f'{path.name}.tmp'
   try:
     with temporary.open('w') as file:
       file.write(text)
       file.flush()
-      # Or else the name may reach the disk before the content.
+      # Otherwise the rename may reach the disk before the content.
       os.fsync(file.fileno())
     temporary.replace(path)
   except BaseException:
@@ -38,7 +38,7 @@ def write_atomically(path: epath.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: epath.Path, step: int):
-  """Within it, a full disk is a TrainingFailed that names the file and the step."""
+  """Turns an OSError, as of a full disk, into a TrainingFailed naming file and step."""
   try:
     yield
   except OSError as error:
@@ -49,17 +49,17 @@ def writing(path: epath.Path, step: int):
 
 
 class Workdir:
-  """The paths of a run, and the files that are not arrays.
+  """The paths of a run, and access to its files that hold no arrays.
 
   Attributes:
     path: the folder itself; the other paths are inside it.
-    new_changes: of the config, since the start before; see `adopt_changes`.
+    new_changes: changes of the config since the previous start; see `adopt_changes`.
   """
 
   def __init__(self, path: str):
     if not str(path) or '://' in str(path):
       raise UserError(f'--workdir={path}: name a local folder')
-    # Orbax wants absolute paths.
+    # Orbax requires absolute paths.
     self.path = epath.Path(path).expanduser().absolute()
     self.config = self.path / 'config.json'
     self.metrics = self.path / 'metrics.jsonl'
@@ -76,18 +76,18 @@ class Workdir:
   def claimed(
       self, config: ml_collections.ConfigDict, allow_changes: bool = False
   ):
-    """Within it the folder is this process' and this config's own.
+    """Claims the folder for this process and this config within the context.
 
     A finished run of the same config is left as it is.
 
     Args:
       config: of the run.
-      allow_changes: goes on with another config than the run began with, where
-        the network can.
+      allow_changes: whether to go on with a config other than the one the run
+        began with; fields in `config.FIXED` may never change.
 
     Raises:
-      UserError: the folder cannot be written to, is in use, or holds another
-        run.
+      UserError: the folder cannot be written to, is in use, or holds a run of
+        another config.
     """
     with contextlib.ExitStack() as stack:
       try:
@@ -108,13 +108,13 @@ class Workdir:
       yield
 
   def holds_a_run(self) -> bool:
-    """Whether training has begun, and saved anything."""
+    """Whether a run has saved anything here."""
     return self.results.exists() or (
         self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
     )
 
   def _find_changes(self, config, allow_changes):
-    """One 'field: old -> new' for each change that matters, if all are allowed."""
+    """'field: old -> new' for each change that matters; UserError if not allowed."""
     if not self.holds_a_run():
       return []
     old, new = map(config_lib.flatten, (self.load_config(), config))
@@ -136,12 +136,12 @@ class Workdir:
     return list(changes.values())
 
   def adopt_changes(self, config: ml_collections.ConfigDict) -> None:
-    """Makes the changed config the run's own, once it is sure that it goes on."""
+    """Makes the changed config the run's own, once it is certain that the run goes on."""
     if not self.new_changes:
       return
     warn(f'the config changes in mid-run: {"; ".join(self.new_changes)}')
     history = self.config_changes
-    # A kill before the last line here brings the same changes again.
+    # After a kill before the last line here, the same changes come again.
     if history[-1:] != [self.new_changes]:
       history.append(self.new_changes)
     write_atomically(self._changes, json.dumps(history, indent=2) + '\n')
@@ -154,14 +154,14 @@ class Workdir:
 
   @property
   def config_changes(self) -> list[list[str]]:
-    """Of each start that changed the config: its changes, as `field: old -> new`."""
+    """For each start that changed the config, its changes as 'field: old -> new'."""
     try:
       return _read_json(self._changes, list)
     except FileNotFoundError:
       return []
 
   def load_config(self) -> ml_collections.ConfigDict:
-    """The config of the run, with the knobs that there were not yet when it began.
+    """Loads the config of the run, and adds the knobs that did not exist when it began.
 
     Raises:
       UserError: there is none, or it cannot be read.
@@ -178,23 +178,23 @@ class Workdir:
       raise UserError(f'{self.config}: not a config ({error})') from None
 
   def load_results(self) -> dict[str, Any] | None:
-    """The results of a finished run; None before it is finished."""
+    """Loads the results of a finished run; None before it is finished."""
     try:
       return _read_json(self.results, dict)
     except FileNotFoundError:
       return None
 
   def write_results(self, results: dict[str, Any]) -> None:
-    """Written last of all: its presence says that the run is finished."""
+    """Writes results.json, last of all: its presence marks the run as finished."""
     with writing(self.results, results['steps']):
       write_atomically(self.results, json.dumps(results, indent=2) + '\n')
 
   def write_predictions(self, labels: np.ndarray, step: int) -> None:
-    """Kaggle's submission: `ImageId,Label`, ids from 1.
+    """Writes predictions.csv as a Kaggle submission: `ImageId,Label`, ids from 1.
 
     Args:
-      labels: [N] int.
-      step: updates done.
+      labels: [N] int, the predicted digits.
+      step: updates done, for the message of an error.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
@@ -205,7 +205,7 @@ class Workdir:
 
 
 def short_names(paths: Sequence[os.PathLike | str]) -> list[str]:
-  """Folder names, with their parents' where they alone do not tell runs apart."""
+  """Folder names, with as many parent folders as it takes to tell runs apart."""
   parts = [epath.Path(path).expanduser().absolute().parts for path in paths]
   for depth in range(1, max(map(len, parts)) + 1):
     names = ['/'.join(one[-depth:]) for one in parts]
@@ -215,7 +215,7 @@ def short_names(paths: Sequence[os.PathLike | str]) -> list[str]:
 
 
 def _read_json(path, kind):
-  """The JSON value of a kind in a file; UserError when it holds anything else."""
+  """Reads a JSON value of a type; UserError if an existing file holds anything else."""
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
     if not isinstance(value, kind):
