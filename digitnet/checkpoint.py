@@ -199,9 +199,10 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits until every save is on disk; raises TrainingFailed if one failed."""
-    with self._writing():
-      self._manager.wait_until_finished()
-    self._saving = None
+    if self._saving is not None:
+      with self._writing():
+        self._manager.wait_until_finished()
+      self._saving = None
 
   def restore_newest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
     """Restores the newest undamaged state; None if nothing was saved.
@@ -264,8 +265,8 @@ class Checkpoints:
     """Restores the progress at `step`; raises as `restore_params`."""
     return _progress(self._record(step))
 
-  def digests(self, step: int) -> dict[str, str]:
-    """SHA-256 of `params` and of `optimizer` at `step`; raises as `restore_params`."""
+  def digests(self, step: int) -> dict[str, str | None]:
+    """SHA-256 of `params` and `optimizer`, None in format 0; raises as `restore_params`."""
     digests = self._record(step)['digests']
     return {name: digests.get(name) for name in ('params', 'optimizer')}
 

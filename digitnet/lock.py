@@ -54,6 +54,7 @@ def _open_locked(path):
     except OSError as error:
       # Some network file systems do not support locks.
       warn(f'{path}: no lock ({error.strerror}); let no two runs write here')
+      file.truncate(0)  # Whether its holder is alive cannot be known here.
       return file
     with contextlib.suppress(FileNotFoundError):
       if os.path.samestat(os.stat(path), os.fstat(file.fileno())):

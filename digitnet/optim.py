@@ -95,7 +95,6 @@ def make_optimizer(
   With `weight_decay` it is AdamW (Loshchilov and Hutter, 2019), which decays kernels
   but not biases. The state has the same structure with and without weight decay.
   """
-
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
   def decay(path, update, param):

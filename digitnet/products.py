@@ -28,8 +28,8 @@ def matmul(lhs: jax.Array, rhs: jax.Array, transpose_rhs: bool = False) -> jax.A
   """[M, K] by [K, N], or by [N, K] transposed: [M, N] in `sum_dtype`.
 
   In bfloat16, XLA on CPU computes the product in float32 if `rhs` is transposed
-  beforehand, or if `lhs` has only one row. With a kernel of 3136 by 8192, one row takes
-  27 ms and two rows take 3 (scripts/README.md).
+  beforehand, or if `lhs` has only one row: the network takes 27 ms for one image, and 8
+  for one that is padded to two rows (scripts/README.md).
   """
   if lhs.dtype == jnp.bfloat16 and lhs.shape[0] == 1:
     return matmul(jnp.pad(lhs, ((0, 1), (0, 0))), rhs, transpose_rhs)[:1]

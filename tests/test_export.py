@@ -154,6 +154,17 @@ def test_there_and_back_is_the_same_to_the_bit(tmp_path):
   ]  # fmt: skip
 
 
+def _with_last(layer):
+  return keras.Sequential([*_somebodys_model(None).layers, layer])
+
+
+@pytest.mark.parametrize('layer', [keras.layers.Softmax(), keras.layers.Activation('softmax')])
+def test_a_softmax_may_be_a_layer_of_its_own(tmp_path, layer):
+  """A model that people write in Keras too is refused."""
+  _with_last(layer).save(tmp_path / 'a.keras')
+  keras_model.read_network(tmp_path / 'a.keras', _network())
+
+
 def _save(path, model):
   model.save(path)
 
@@ -167,6 +178,7 @@ def _save(path, model):
         _network(dense_features=(16,), dense_dropout_rates=(0,))))),
     ('computes something else', lambda path: _save(path, _somebodys_model('sigmoid'))),
     ('computes something else', lambda path: _save(path, _somebodys_model(dilation_rate=2))),
+    ('computes something else', lambda path: _save(path, _with_last(keras.layers.ReLU()))),
 ])  # fmt: skip
 def test_another_model_is_refused(tmp_path, reason, make):
   """Weights are taken from a network that computes something else."""

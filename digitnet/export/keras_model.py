@@ -132,7 +132,7 @@ def _check_alike(path, model, network):
 def _logits_model(model):
   """The model without its final softmax, if it has one; may change the model itself."""
   last = model.layers[-1]
-  if not last.weights:
+  if isinstance(last, keras.layers.Softmax):
     return keras.Model(model.inputs, model.layers[-2].output)
   if getattr(last, 'activation', None) is keras.activations.softmax:
     last.activation = keras.activations.linear
