@@ -22,17 +22,17 @@ _WORKDIR = flags.DEFINE_string(
 _ALLOW_CHANGES = flags.DEFINE_bool(
     'allow_changes', False, 'Resume with another config than the run began with.'
 )
-_QUIET = flags.DEFINE_bool('quiet', False, 'Print warnings and errors alone.')
-_JSON = flags.DEFINE_bool('json', False, 'Print the results alone, as results.json has them.')
+_QUIET = flags.DEFINE_bool('quiet', False, 'Print only warnings and errors.')
+_JSON = flags.DEFINE_bool('json', False, 'Print only the results, as results.json has them.')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator',
     None,
     'HOST:PORT of process 0, to train on several processes; not needed on a Cloud TPU,'
-    ' nor under srun or mpirun, which tell.',
+    ' nor under srun or mpirun.',
 )
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'In all.', lower_bound=1)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.', lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer(
-    'process_id', None, "This process' number, from 0.", lower_bound=0
+    'process_id', None, "Number of this process, from 0.", lower_bound=0
 )
 _TUNE_MALLOC = flags.DEFINE_bool(
     'tune_malloc', True, 'Use huge pages, and keep freed memory, where glibc can.'

@@ -73,7 +73,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]]):
       norm.plot(epochs, [line['grad_norm'] for line in train], **style)
     for axis, title, is_log in (
         (loss, 'loss, nats', True), (error, 'wrong, %', True),
-        (rate, 'learning rate', False), (norm, 'norm of the gradients', True),
+        (rate, 'learning rate', False), (norm, 'gradient norm', True),
     ):  # fmt: skip
       axis.set_title(title, loc='left')
       values = np.concatenate([np.asarray(l.get_ydata(), float) for l in axis.lines])
@@ -127,7 +127,7 @@ def reliability(probs: np.ndarray, labels: np.ndarray):
     figure, ((axis,), (below,)) = _subplots(
         2, 1, figsize=(4.6, 5.2), sharex=True, height_ratios=(3, 1)
     )
-    axis.plot([0, 1], [0, 1], '--', color=GREY, lw=1, label='as often as it says')
+    axis.plot([0, 1], [0, 1], '--', color=GREY, lw=1, label='perfect calibration')
     accuracy = num_right[there] / count[there]
     # One standard deviation of the sampling error for the number of images in the bin.
     spread = np.sqrt(accuracy * (1 - accuracy) / count[there])
@@ -135,13 +135,13 @@ def reliability(probs: np.ndarray, labels: np.ndarray):
         confidence[there] / count[there], accuracy, spread, fmt='o-', color=BLUE,
         ms=4, lw=1.4, label='the network (± 1 sigma)',
     )  # fmt: skip
-    axis.set_ylabel('part that is right')
+    axis.set_ylabel('accuracy')
     axis.legend(loc='lower right')
     edges = np.linspace(0, 1, len(count) + 1)
     below.bar(edges[:-1], count, width=np.diff(edges), align='edge', color=BLUE, ec='white')
     below.set_yscale('log')
     below.set_ylabel('images')
-    below.set_xlabel('probability of the digit it reads')
+    below.set_xlabel('probability of the predicted digit')
     return figure
 
 
@@ -229,7 +229,7 @@ def dots(errors: Mapping[str, Sequence[float]]):
     axis.set_yticks(places, labels)
     axis.set_ylim(0, sum(heights))
     axis.invert_yaxis()
-    axis.set_xlabel('wrong, % of validation')
+    axis.set_xlabel('validation error, %')
     axis.set_title('each run, and the mean', loc='left')
     return figure
 
@@ -254,7 +254,7 @@ def efficiency(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]):
       axis.set_ylim(0, 1)
       axis.set_title(title, loc='left')
       axis.set_xlabel('chips')
-    axes[0].set_ylabel('part of a step that is arithmetic')
+    axes[0].set_ylabel('arithmetic as a fraction of the step')
     axes[-1].legend()
     return figure
 
@@ -282,7 +282,7 @@ def throughput(panels: Mapping[str, Mapping[str, Mapping[int, float]]], title: s
       axis.set_xlabel('batch size')
       axis.set_title(name, loc='left')
       axis.grid(False, axis='x')
-    axes[0].set_ylabel('images a second')
+    axes[0].set_ylabel('images per second')
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=5)
     figure.suptitle(title, fontsize=10)
     return figure

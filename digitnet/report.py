@@ -118,7 +118,7 @@ def write(
   page.text(
       'Calibration error'
       f' {calibration.expected_calibration_error(scored.probs, scored.labels):.4f};'
-      ' right on the surest 99 %:'
+      ' accuracy on the most confident 99 %:'
       f' {calibration.selective_accuracy(scored.probs, scored.labels):.2%}.'
   )
   page.table([
@@ -136,16 +136,16 @@ def write(
   ])  # fmt: skip
 
   lines = read_metrics(run.metrics)
-  page.heading('Learning curves', 'What validation found best was kept.')
+  page.heading('Learning curves', 'The step with the fewest validation errors was kept.')
   page.picture('curves', pictures.curves({run.path.name: lines}))
 
   page.heading(
       'Mistakes',
       f'{len(scored.mistakes):,} of {len(scored.labels):,} images of the {scored.name}'
-      ' split, those it was surest of first'
+      ' split, the most confident first'
       + (f' ({_MOST_MISTAKES} shown)' if len(scored.mistakes) > _MOST_MISTAKES else '')
-      + ': its label, what it was read as, and with which probability. A star:'
-      ' people found the label wrong (arXiv:2103.14749).',
+      + '. Above each: label→prediction and its probability. A star: people found the'
+      ' label wrong (arXiv:2103.14749).',
   )
   if len(scored.mistakes):
     page.picture('mistakes', mistakes_picture(scored))
@@ -161,17 +161,15 @@ def write(
   )
 
   page.heading(
-      'Can its probabilities be believed?', 'On the dashed line they are what they say.'
+      'Calibration', 'On the dashed line the probabilities are as high as the accuracy.'
   )
   page.picture('reliability', pictures.reliability(scored.probs, scored.labels))
 
   if 'conv1' in params:
-    page.heading('First layer', 'Each kernel on a scale of its own.')
+    page.heading('First layer', 'Each kernel on its own scale.')
     page.picture('filters', pictures.filters(np.asarray(params['conv1']['kernel'])))
 
-  page.heading(
-      'What it is trained on', 'Training images, and then as they were changed.'
-  )
+  page.heading('Augmentation', 'Training images (left) and changed versions of each.')
   page.picture('augmented', augmented_picture(config, train))
 
   page.heading('Config')
@@ -259,7 +257,7 @@ def _percent(summary):
 def _pace(results):
   rate = results['images_per_second']
   seconds = results['wall_seconds']
-  whole = f'{seconds / 60:.1f} min in all' if seconds >= 90 else f'{seconds:.0f} s in all'
+  whole = f'{seconds / 60:.1f} min in total' if seconds >= 90 else f'{seconds:.0f} s in total'
   return f'{rate:,.0f} images/s in training, {whole}' if rate else whole
 
 
