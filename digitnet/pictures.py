@@ -109,7 +109,7 @@ def confusion(counts: np.ndarray):
         )  # fmt: skip
     axis.set_xticks(range(len(counts)))
     axis.set_yticks(range(len(counts)))
-    axis.set_xlabel('read as')
+    axis.set_xlabel('predicted digit')
     axis.set_ylabel('true digit')
     return figure
 
