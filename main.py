@@ -1,9 +1,9 @@
-"""Trains and evaluates digitnet.
+"""Train and evaluate digitnet.
 
     python main.py --config=configs/default.py --workdir=runs/NAME \\
         --config.KEY=VALUE ...
 
-The same command again resumes. configs/default.py lists every KEY.
+Run the same command again to resume. configs/default.py lists every KEY.
 """
 
 import json
@@ -57,7 +57,7 @@ def main() -> None:
   if rest:
     raise UserError(f'unexpected argument {rest[0]!r}; see --help')
   workdir = _default_workdir() if _WORKDIR.value is None else _WORKDIR.value
-  # After the flags: importing JAX takes a second that a typo need not wait for.
+  # After the flags are parsed: importing JAX takes a second, which a typo need not wait for.
   from digitnet import environment
 
   environment.prepare(_TUNE_MALLOC.value)

@@ -1,11 +1,12 @@
-"""Named changes to the record recipe, one line each.
+"""Named changes to the record recipe.
 
     python main.py --config=configs/ablations.py:no_elastic
     python scripts/ablate.py --output=runs/ablations no_elastic
 
-A new ablation is a new line in `ABLATIONS`. Compare a run with 'baseline', over
-several seeds. The 4,200 validation images of a tenth rank no two recipes closer than 0.2
-points; halves tell more (`--set data.num_folds=2`). The table of results is in configs/README.md.
+To add an ablation, add a line to `ABLATIONS`. Compare each one with 'baseline' over several
+seeds. The 4,200 validation images of one fold in ten cannot rank two recipes that differ by less
+than 0.2 points; two folds can rank closer ones (`--set data.num_folds=2`). configs/README.md has
+the table of results.
 """
 
 from configs import record
@@ -23,7 +24,7 @@ _NO_AUGMENTATION = {
     'augment.mixup': 0.0,
 }
 
-# More dropout, and stronger geometry with the elastic change as it is.
+# More dropout and stronger geometric changes; the elastic change stays as it is.
 _HARDER = {
     'model.conv_dropout_rates': (0.4, 0.4),
     'model.dense_dropout_rates': (0.5, 0.5),
@@ -35,7 +36,7 @@ _HARDER = {
 
 ABLATIONS = {
     'baseline': {},
-    # Parts of the recipe taken away in turn.
+    # One part of the recipe removed at a time.
     'no_rotation': {'augment.rotation': 0.0},
     'no_zoom': {'augment.zoom': 0.0},
     'no_shear': {'augment.shear': 0.0},
@@ -52,7 +53,7 @@ ABLATIONS = {
     },
     'no_conv_dropout': {'model.conv_dropout_rates': (0.0, 0.0)},
     'constant_rate': {'optim.schedule': 'constant'},
-    # The card's own: none of the above but dropout, which it names.
+    # The model card's own recipe: nothing of the above except dropout, which the card names.
     'plain': {
         **_NO_AUGMENTATION,
         'batch_size': 128,
@@ -62,7 +63,7 @@ ABLATIONS = {
         'optim.warmup': '0 steps',
         'optim.weight_decay': 0.0,
     },
-    # Parts that it might have had.
+    # Parts that the recipe could have had.
     'cosine': {'optim.schedule': 'cosine'},
     'plateau': {'optim.schedule': 'plateau', 'eval_every': '3 epochs'},
     'cutout': {'augment.cutout': 8.0},
@@ -82,7 +83,7 @@ ABLATIONS = {
         'model.conv_dropout_rates': (0.4, 0.4),
         'model.dense_dropout_rates': (0.5, 0.5),
     },
-    # Of a recipe that trains for longer still: configs/choices.md, at the end.
+    # Candidates for the next recipe, not yet run: see the end of configs/choices.md.
     'harder': _HARDER,
     'harder_for_longer': {
         **_HARDER,
@@ -92,7 +93,7 @@ ABLATIONS = {
         'checkpoint_every': '60 epochs',
     },
     'faint_noise_on_all': {'augment.noise': 0.1, 'augment.noise_share': 1.0},
-    # The recipe before, for whoever has less time: a quarter as many images.
+    # The previous recipe, for users with less time: it sees a quarter as many images.
     'recipe_11': {
         'duration': '75 epochs',
         'batch_size': 256,

@@ -1,8 +1,8 @@
-"""The card on MNIST: the complete list of knobs.
+"""The card's network on MNIST, and the complete list of knobs.
 
     python main.py --config=configs/default.py
 
-Any knob is overridden on the command line, as --config.batch_size=256 or
+Override any knob on the command line, for example --config.batch_size=256 or
 --config.model.dense_features='(256,)'. Results: see the table in README.md.
 """
 
@@ -12,121 +12,130 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
-  # Root of every random stream: initial parameters, order, dropout, augmentation.
+  # Root of every random stream: initial parameters, order of examples, dropout, augmentation.
   config.seed = 0
-  # How long to train; durations are 'N epochs' or 'N steps'.
+  # Length of training. All durations are written 'N epochs' or 'N steps'.
   config.duration = '12 epochs'
-  # Images an update, over all devices together; a multiple of their number.
+  # Global batch size: images per update over all devices. A multiple of the number of
+  # devices times `accumulation`.
   config.batch_size = 128
-  # Parts that each device cuts its images of an update into, one after the other, where
-  # all at once would not fit its memory; does not change any result but by rounding.
+  # Number of parts that each device splits its share of a batch into and processes one by
+  # one, for batches that exceed its memory. Changes results by rounding only.
   config.accumulation = 1
-  # Of the gradients on their way between devices: 'bfloat16' halves what they send.
+  # Dtype in which devices exchange and sum gradients; 'bfloat16' halves the traffic.
   config.all_reduce_dtype = 'float32'
-  # Images an evaluation step, a multiple of the devices; does not change any result.
+  # Images per evaluation step over all devices; a multiple of their number. Does not change
+  # any result.
   config.eval_batch_size = 512
-  # A split with fewer steps than this in one pass is passed over several times
-  # an epoch: the bundled digits would otherwise be left half learnt.
+  # An epoch is one pass over the train split, or, if a pass has fewer steps than this, the
+  # fewest whole passes that have as many: one pass over the few bundled digits would leave
+  # them half learnt.
   config.min_steps_per_epoch = 48
 
   config.data = ml_collections.ConfigDict()
-  # 'tfds', 'kaggle', 'idx', 'bundled', or 'auto': the files that lie in `dir`,
-  # else MNIST by TFDS, else the bundled digits.
+  # 'tfds', 'kaggle', 'idx', 'bundled' or 'auto'. 'auto' takes CSV or IDX files in `dir` if
+  # there are any, otherwise MNIST through TFDS, otherwise the bundled digits.
   config.data.source = 'auto'
-  # Folder of the CSV or IDX files, or of TFDS; '' is TFDS' default.
+  # Folder with the CSV or IDX files, or TFDS's data folder; '' means TFDS's default.
   config.data.dir = ''
-  # Folder with MNIST's four .gz files already fetched, for TFDS; '' downloads.
+  # Folder with MNIST's four .gz files, for TFDS without a download; '' downloads them.
   config.data.manual_dir = ''
-  # 'card' (37,800 / 4,200 / 28,000) or 'standard' (54,000 / 6,000 / 10,000), with ten folds.
+  # Train / validation / test images, with ten folds:
+  # 'card' 37,800 / 4,200 / 28,000, 'standard' 54,000 / 6,000 / 10,000.
   config.data.split = 'card'
-  # Of the permutation that is cut; apart from `seed`, so that runs with other
-  # seeds are scored on the same images.
+  # Seed of the permutation that is cut into splits. Separate from `seed`, so that runs with
+  # different seeds are scored on the same images.
   config.data.split_seed = 0
-  # Parts that the images that are not test are cut into: one validates, the others train.
+  # Number of folds that all images outside the test split are cut into: one fold is the
+  # validation split, the others are the train split.
   config.data.num_folds = 10
-  # Which of them validates, from 0.
+  # Index of the validation fold, from 0.
   config.data.fold = 0
 
   config.model = ml_collections.ConfigDict()
-  # For each block, the features of its convolutions, the side of their kernels
-  # in pixels, and the fraction dropped after the block's max-pool.
+  # For each block: the number of features of each of its convolutions, the side of their
+  # kernels in pixels, and the dropout rate after the block's max-pool.
   config.model.conv_features = ((32, 32), (64, 64))
   config.model.kernel_sizes = (5, 3)
   config.model.conv_dropout_rates = (0.25, 0.25)
-  # The widths of the hidden dense layers and the fraction dropped after each.
+  # The width of each hidden dense layer, and the dropout rate after it.
   config.model.dense_features = (8192, 2048)
   config.model.dense_dropout_rates = (0.5, 0.5)
-  # Of the arithmetic and of the parameters. The arithmetic is 'bfloat16' where the hardware
-  # gains: on GPU, TPU, and CPUs with AMX or AVX-512 BF16 (with JAX 0.11 or later, in one
-  # process), where a step takes half the time or less. Other CPUs lose by it.
+  # Dtypes of the arithmetic and of the parameters. Set `dtype` to 'bfloat16' on hardware
+  # that gains from it: GPUs, TPUs, and CPUs with AMX or AVX-512 BF16 (with JAX 0.11 or later,
+  # in one process), where a step takes about half the time or less. Other CPUs are slower.
   config.model.dtype = 'float32'
   config.model.param_dtype = 'float32'
-  # That the operands of convolutions and products are rounded to, their sums staying
-  # float32: with 'bfloat16' here alone a step takes two thirds of the time on a CPU with
-  # AMX, see scripts/README.md.
+  # Dtype that the operands of convolutions and matrix products are rounded to; their sums
+  # stay in float32. With 'bfloat16' here and float32 elsewhere, a step takes two thirds of
+  # the time on a CPU with AMX (scripts/README.md).
   config.model.matmul_dtype = 'float32'
 
-  # Strengths of the random changes; 0 is none. See digitnet/augment.py.
+  # Strengths of the random changes of training images; 0 is none. See digitnet/augment.py.
   config.augment = ml_collections.ConfigDict()
-  config.augment.rotation = 12.0  # degrees
-  config.augment.zoom = 0.1  # fraction of the size, for each axis apart
-  config.augment.shear = 0.15  # pixels sideways for each pixel down
-  config.augment.translation = 2.0  # pixels, for each axis apart
+  config.augment.rotation = 12.0  # degrees, at most, either way
+  config.augment.zoom = 0.1  # fraction of the size, at most; drawn per axis
+  config.augment.shear = 0.15  # pixels sideways per pixel down, at most
+  config.augment.translation = 2.0  # pixels, at most; drawn per axis
   config.augment.elastic = 0.0  # pixels, standard deviation of a smooth displacement
-  config.augment.thickness = 0.0  # of strokes: 1 is up to a pixel more, or less
-  config.augment.noise = 0.0  # fraction of the range, the highest standard deviation
+  config.augment.thickness = 0.0  # of strokes: 1 is up to a pixel thicker or thinner
+  config.augment.noise = 0.0  # fraction of the intensity range, highest standard deviation
   config.augment.noise_share = 1.0  # fraction of the images that get noise
-  config.augment.inverted_share = 0.0  # fraction of the images that become black on white
-  config.augment.cutout = 0.0  # pixels, the side of a square that is blacked out
-  config.augment.mixup = 0.0  # alpha of the Beta distribution of shares of two images
+  config.augment.inverted_share = 0.0  # fraction of the images turned black on white
+  config.augment.cutout = 0.0  # pixels, side of a square that is blacked out
+  config.augment.mixup = 0.0  # alpha of the Beta distribution of an image's share in a mixture
 
-  # In the last part of the run all strengths but noise_share are multiplied by the scale,
-  # so that it ends on images more like those that are to be read.
+  # For the last `fade.duration` of the run, all strengths except noise_share are multiplied
+  # by `fade.scale`, so that training ends on images closer to those it will have to read.
   config.fade = ml_collections.ConfigDict()
   config.fade.duration = '0 epochs'
   config.fade.scale = 0.5
 
   config.optim = ml_collections.ConfigDict()
-  # The highest that the schedule reaches.
+  # Peak learning rate of the schedule, for a batch of `reference_batch_size`.
   config.optim.learning_rate = 1e-3
-  # What the learning rate is multiplied by, with n times the reference batch size:
-  # 'none', 'linear' (n) or 'sqrt' (its root).
+  # Factor on the learning rate when batch_size is n times reference_batch_size:
+  # 'none' (1), 'linear' (n) or 'sqrt' (the square root of n).
   config.optim.rate_scaling = 'none'
   config.optim.reference_batch_size = 128
   # 'constant', 'cosine', 'one_cycle' or 'plateau'.
   config.optim.schedule = 'one_cycle'
-  # The learning rate rises for this long.
+  # Duration of the learning rate's rise to its peak.
   config.optim.warmup = '2 epochs'
-  # Adam's.
+  # Adam's decay rates of the first and second moments, and its epsilon.
   config.optim.b1 = 0.9
   config.optim.b2 = 0.999
   config.optim.eps = 1e-8
-  # Of the kernels, times the learning rate and apart from Adam's step (AdamW).
+  # Decoupled weight decay (AdamW) of the kernels, multiplied by the learning rate. Biases do
+  # not decay.
   config.optim.weight_decay = 0.0
-  # Longer gradients are scaled down to this global norm; 0 lets all pass.
+  # Gradients with a larger global norm are scaled down to this norm; 0 turns clipping off.
   config.optim.clip_norm = 0.0
-  # The part of each label that is spread evenly over all classes, in the loss that
-  # is minimized; the loss that is reported has none.
+  # Fraction of each label that is spread evenly over all classes in the training
+  # objective. The reported loss is always without smoothing.
   config.optim.label_smoothing = 0.0
-  # Validated, saved and used is the exponential moving average of the parameters
-  # with this decay a step; 0 takes them as they are.
+  # Decay per step of an exponential moving average of the params. The average is what is
+  # validated, saved as the network's params and used later. 0 keeps no average.
   config.optim.average_decay = 0.0
-  # 'plateau' alone: after this many evaluations without fewer errors than ever,
-  # multiply the learning rate by the factor, down to the least share of its peak.
+  # For 'plateau' only: after `plateau_patience` evaluations without a new lowest number of
+  # errors, multiply the learning rate by `plateau_factor`, down to `plateau_min_scale`
+  # times its peak.
   config.optim.plateau_patience = 3
   config.optim.plateau_factor = 0.5
   config.optim.plateau_min_scale = 0.01
 
-  # A training line; the validation split scored; the full state saved (it is
-  # also saved whenever validation found a new best, and at the end).
+  # Intervals between training lines, between evaluations on the validation split, and
+  # between checkpoints. All three also happen at the end; a checkpoint is also saved
+  # whenever validation finds a new best.
   config.log_every = '50 steps'
   config.eval_every = '1 epochs'
   config.checkpoint_every = '1 epochs'
-  # Newest full states kept, beside the best.
+  # Number of newest checkpoints to keep, in addition to the best one.
   config.keep_checkpoints = 2
-  # False leaves the test split sealed, while a recipe is being chosen.
+  # Whether the run scores the test split at its end. False keeps it sealed while a recipe
+  # is being chosen.
   config.score_test = True
-  # Whether a page with pictures, report/index.html, is written at the end.
+  # Whether the run writes a page with pictures, report/index.html, at its end.
   config.write_report = True
 
   return config

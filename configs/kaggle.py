@@ -2,8 +2,8 @@
 
     python main.py --config=configs/kaggle.py --config.data.dir=FOLDER
 
-The file to submit is predictions.csv in the workdir. Expected: what the default
-config reaches on MNIST, since the images are the same.
+Submit predictions.csv from the workdir. Expect the accuracy that the default config reaches on
+MNIST, since the images are the same.
 """
 
 from configs import default

@@ -1,10 +1,10 @@
-"""The card on MNIST to 99.5 % in seven minutes on two cores with AMX.
+"""The card's network on MNIST to 99.5 % in seven minutes on two cores with AMX.
 
     python main.py --config=configs/speedrun.py --config.model.dtype=bfloat16
 
-That takes JAX 0.11 or later; before, --config.model.matmul_dtype=bfloat16; on a processor
-without instructions for it (`lscpu | grep _bf16`) neither. Results, also on a GPU and with
-AVX-512 BF16 in place of AMX: see README.md.
+This needs JAX 0.11 or later. With an older JAX use --config.model.matmul_dtype=bfloat16 instead;
+on a processor without bfloat16 instructions (`lscpu | grep _bf16`) use neither flag. Results,
+including a GPU and a CPU with AVX-512 BF16: see README.md.
 """
 
 from configs import default
@@ -13,7 +13,7 @@ from configs import default
 def get_config():
   config = default.get_config()
   config.duration = '15 epochs'
-  # Fewer updates, for more images a second.
+  # A larger batch: fewer updates, more images per second.
   config.batch_size = 256
   config.optim.rate_scaling = 'sqrt'
   config.optim.weight_decay = 0.05

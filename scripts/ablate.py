@@ -1,4 +1,4 @@
-"""Compares changes of the recipe over several seeds, on validation alone.
+"""Compare variants of the recipe over several seeds, on the validation split only.
 
     python scripts/ablate.py --output=runs/mine --repeats=5 \\
         baseline no_dropout 'optim.b2=0.99 optim.eps=1e-7'
@@ -6,17 +6,18 @@
         --set optim.warmup='0.5 epochs' no_dropout
     python scripts/ablate.py --output=runs/all
 
-A variant is a name in configs/ablations.py, or changes of its baseline, KEY=VALUE with
-blanks between; without any, as in the last line, all names are run, some thirty: at
-full length that is days. Each repeat has a seed of its own, and its own tenth of the
-labelled images for validation, the same for all variants: these are compared in pairs
-(Student's t-test). A tenth is too few images to tell good recipes apart; with --set
-data.num_folds=2 halves take turns at validation. Repeats on one half share its images,
-so that p then says too much. The test split stays sealed, unless --score_test says
-otherwise. The same command again runs what is not finished yet, and goes on with what
-was stopped.
+A variant is a name in configs/ablations.py, or space-separated KEY=VALUE changes of its
+baseline. Without variants, as in the last command, all names are run, some thirty, which
+takes days at full length. Each repeat has its own seed and validates on its own tenth of
+the labelled images. Seed and images are the same for all variants, so each variant is
+compared with the baseline by a paired t-test. A tenth is too few images to tell good
+recipes apart; with --set data.num_folds=2 the two halves alternate as validation split.
+Repeats that validate on the same half share its images, so p then overstates the evidence.
+The test split stays sealed unless --score_test is given. Run the same command again to run
+what is missing and to resume what was stopped.
 
-Left in --output: the workdir of each run, and ablations.md, .csv and .png.
+--output receives the workdir of each run, and ablations.md, ablations.csv and
+ablations.png.
 """
 
 import concurrent.futures
@@ -95,7 +96,7 @@ def main() -> None:
 
 
 class _Processes:
-  """The runs under way; once they are stopped, none begins."""
+  """The running subprocesses. After `stop`, no new one starts."""
 
   def __init__(self):
     self._lock = threading.Lock()
@@ -103,7 +104,7 @@ class _Processes:
     self._is_stopped = False
 
   def run(self, command, **options) -> tuple[int, str]:
-    """The exit code, and what was written to stderr."""
+    """Runs a command; returns its exit code and what it wrote to stderr."""
     with self._lock:
       if self._is_stopped:
         raise UserError('stopped before it began')
@@ -115,7 +116,7 @@ class _Processes:
     return process.returncode, stderr
 
   def stop(self) -> None:
-    """Has each save its state and end."""
+    """Tells each run to save its state and exit."""
     with self._lock:
       self._is_stopped = True
       for process in self._running:
@@ -123,7 +124,7 @@ class _Processes:
 
 
 def _run_all(variants, args):
-  """What results.json of each run holds, by variant: one a repeat, None if it failed."""
+  """Runs everything. Returns, per variant, the results of each repeat; None if it failed."""
   jobs = {}
   processes = _Processes()
   repeats = range(args.first_repeat, args.first_repeat + args.repeats)
@@ -139,26 +140,26 @@ def _run_all(variants, args):
     except BaseException as error:
       for job in jobs.values():
         job.cancel()
-      # Ctrl-C has reached the runs too, which would not save after a second signal.
+      # Ctrl-C has reached the runs too, and a second signal would keep them from saving.
       if not isinstance(error, KeyboardInterrupt):
         processes.stop()
       raise
 
 
 def _config_flags(variant, repeat, args):
-  """The flags of main.py that make one run's config."""
+  """The flags of main.py for one run."""
   from configs import ablations
 
   if '=' in variant:
     of_variant = variant.split()
   else:
     of_variant = [f'{key}={value}' for key, value in ablations.ABLATIONS[variant].items()]
-  # What makes the variant goes before what is set for all runs. Of a key that came
-  # twice ml_collections would join the tuples.
+  # The variant's own changes override --set. Each key is passed once, since
+  # ml_collections joins the tuples of a key that is given twice.
   given = dict(change.partition('=')[::2] for change in (*args.set, *of_variant))
   num_folds = ablations.get_config().data.num_folds
   if (text := given.get('data.num_folds', '')).isdecimal():
-    num_folds = int(text) or num_folds  # What is no such number, `_check` tells.
+    num_folds = int(text) or num_folds  # `_check` reports invalid numbers.
   changes = {
       'seed': repeat,
       'data.fold': repeat % num_folds,
@@ -173,7 +174,7 @@ def _config_flags(variant, repeat, args):
 
 
 def _check(variant, args):
-  """Raises UserError now for what main.py would refuse after hours of other runs."""
+  """Raises UserError now for what main.py would refuse only after hours of other runs."""
   from absl import flags
   from digitnet import config as config_lib
   from ml_collections import config_flags
@@ -191,13 +192,13 @@ def _check(variant, args):
   try:
     values(argv)
     config_lib.validate(config.value)
-  # Whatever a config file or its overrides raise is the user's to mend.
+  # Anything that a config file or its overrides raise is the user's mistake.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(f'{variant}: {cli.config_mistake(error)}') from None
 
 
 def _run(variant, repeat, args, processes):
-  """One run of main.py; None where training failed."""
+  """Runs main.py once. Returns its results, or None if training failed."""
   from digitnet.workdir import Workdir
 
   workdir = args.output / variant.replace('/', '_') / f'repeat_{repeat}'
@@ -209,7 +210,7 @@ def _run(variant, repeat, args, processes):
             *_config_flags(variant, repeat, args),
         ],
         stdout=log,
-        # Several runs share a GPU, of which the first would take most of the memory.
+        # Several runs share a GPU; the first would otherwise take most of its memory.
         env={'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **os.environ},
     )  # fmt: skip
   last = (stderr.strip().splitlines() or ['no word'])[-1]
@@ -223,7 +224,7 @@ def _run(variant, repeat, args, processes):
     )
     return results
   if code < 0:
-    last = f'killed by signal {-code}'  # As by the kernel, where memory runs out.
+    last = f'killed by signal {-code}'  # For example by the kernel, when out of memory.
   if code == 1 or code < 0:
     print(f'{variant}, repeat {repeat}: failed: {last}', file=sys.stderr, flush=True)
     return None
@@ -231,15 +232,15 @@ def _run(variant, repeat, args, processes):
 
 
 def summarize(results: dict[str, list[dict | None]]) -> list[dict]:
-  """The table's rows, the baseline first.
+  """The rows of the table, the baseline first.
 
   Args:
-    results: by variant, what results.json of each repeat holds.
+    results: per variant, the contents of results.json of each repeat.
 
   Returns:
-    For each variant: `error` and `test_error`, means in percent, and `std` over the
-    repeats; `difference`, in points to the baseline over the repeats that both have,
-    and `p`, of the paired t-test; None where there is nothing to say.
+    For each variant: `error` and `test_error`, means in percent; `std` of the error over
+    the repeats; `difference` from the baseline in points, over the repeats that both have;
+    and `p` of the paired t-test. A value is None where it is undefined.
   """
   baseline = _errors(results['baseline'], 'validation')
   rows = []
@@ -268,7 +269,7 @@ def summarize(results: dict[str, list[dict | None]]) -> list[dict]:
 
 
 def _errors(runs, split):
-  """By repeat, the percentage of the split that is wrong."""
+  """The error rate on the split in percent, by repeat."""
   return {
       repeat: 100 * run[split]['num_errors'] / run[split]['num_examples']
       for repeat, run in enumerate(runs)
@@ -284,14 +285,14 @@ def _mean(values):
 def _paired_p(pairs):
   from scipy import stats
 
-  # The test divides by the spread of the differences, which rounding would make up.
+  # The t-test divides by the spread of the differences, which must not be rounding alone.
   if len({round(a - b, 9) for a, b in pairs}) < 2:
     return None
   return float(stats.ttest_rel(*zip(*pairs)).pvalue)
 
 
 def format_table(rows: list[dict]) -> str:
-  """Markdown, for a README."""
+  """The rows as a Markdown table."""
 
   def cell(row, name, form):
     return '-' if row[name] is None else format(row[name], form)

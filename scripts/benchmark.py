@@ -1,22 +1,25 @@
-"""How fast digitnet trains and infers, beside what one would take instead.
+"""Compare the speed of digitnet's training and inference with that of its alternatives.
 
     pip install -e '.[bench]'
     python scripts/benchmark.py --output=runs/benchmark
     python scripts/benchmark.py --peers digitnet torch --measures train --repeats=9
 
-Each peer is the same network with the same weights, loss and Adam, in a process of
-its own; that all have the same loss is checked before anything is timed. They are
-timed by turns, round after round, so that a slow minute of the machine meets all.
-Measures: `train` (a step, at each of --batch_sizes), `stream` (the same where steps follow
-each other and none is waited for, as in training), `infer` (from uint8 images to
-probabilities, at each of --infer_sizes), `start` (from the start of the process to the
-end of its first step, with a cold and a warm compilation cache), `memory` (its peak,
-after steps at the first of --batch_sizes) and `epoch` (needs --data; of digitnet alone:
-one pass of main.py over MNIST with augmentation, validation, logs and a save, beside
-as many bare steps). Prints tables, and writes benchmark.json, benchmark.md and, where steps
-or inference were timed, benchmark.png to --output.
+Each peer is the same network with the same weights, loss and Adam, in its own process. The
+benchmark first checks that all peers compute the same loss. It then times them in turn,
+round after round, so that a slow minute of the machine affects all of them.
 
-A peer may live in another environment: --python torch=/path/to/python.
+Measures:
+  train   one training step, at each of --batch_sizes
+  stream  the same for steps that follow each other without waiting, as in training
+  infer   from uint8 images to probabilities, at each of --infer_sizes
+  start   from the start of the process to the end of its first step, with a cold and with
+          a warm compilation cache
+  memory  peak memory after some steps at the first of --batch_sizes
+  epoch   (needs --data; digitnet only) one pass of main.py over MNIST with augmentation,
+          validation, logs and a save, beside as many bare steps
+
+Prints tables. Writes benchmark.json, benchmark.md and, if steps or inference were timed,
+benchmark.png to --output. A peer may use another environment: --python torch=/path/to/python.
 """
 
 import contextlib
@@ -86,7 +89,7 @@ def main() -> None:
     if not shutil.which(path):
       raise UserError(f'--python {peer}={path}: there is no such interpreter')
   output = args.output and cli.folder(args.output)
-  # Else the first JAX process would take most of a GPU's memory for itself.
+  # Otherwise the first JAX process would take most of a GPU's memory.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   with tempfile.TemporaryDirectory(prefix='digitnet-') as folder:
     folder = pathlib.Path(folder)
@@ -111,10 +114,10 @@ def main() -> None:
 
 
 class Worker:
-  """A peer's process; see peers/worker.py.
+  """The process of a peer; see peers/worker.py.
 
   Attributes:
-    started: `time.perf_counter()` at its start.
+    started: `time.perf_counter()` when the process was started.
   """
 
   def __init__(self, peer, python, folder, env):
@@ -151,20 +154,20 @@ class Worker:
     return self
 
   def __exit__(self, *_):
-    with contextlib.suppress(BrokenPipeError):  # What it never read.
+    with contextlib.suppress(BrokenPipeError):  # It may have exited without reading all.
       self._process.stdin.close()
     self._process.kill()
     self._process.wait()
 
 
 class Bench:
-  """All peers on the same inputs; each method returns rows of the report."""
+  """Times all peers on the same inputs. Each measure returns rows of the report."""
 
   def __init__(self, args, folder, pythons):
     self._args = args
     self._folder = folder
     self._pythons = pythons
-    # The same for all.
+    # The same malloc settings for all peers.
     self._env = {**os.environ, **environment.malloc_tunables()}
     self.versions = {}
 
@@ -173,7 +176,7 @@ class Bench:
     return Worker(peer, python, self._folder, env or self._env)
 
   def check_losses(self):
-    """Raises UserError unless all compute the same loss on the same weights."""
+    """Raises UserError unless all peers compute the same loss on the same weights."""
     from digitnet import machine
 
     losses = {}
@@ -191,14 +194,14 @@ class Bench:
     return [_row('loss', '', peer, [loss]) for peer, loss in losses.items()]
 
   def train(self):
-    """Seconds a training step."""
+    """Seconds per training step, each waited for."""
     rows = []
     for size in self._args.batch_sizes:
       rows += self._alternate('train', size, min(16, max(2, 1024 // size)))
     return rows
 
   def stream(self):
-    """Seconds a training step, of many under way."""
+    """Seconds per training step, without waiting between steps."""
     rows = []
     for size in self._args.batch_sizes:
       rows += self._alternate('stream', size, min(32, max(4, 4096 // size)))
@@ -212,10 +215,10 @@ class Bench:
     return rows
 
   def _alternate(self, do, size, num):
-    """The median of what is timed in a turn, for each peer by turns in each round.
+    """Times the peers in turn, round after round. Records the median of each turn.
 
-    The first time of a turn is not counted: it fetches memory that the machine has
-    meanwhile given to others, which training without a break never waits for.
+    The first call of a turn is not counted: it fetches back memory that the machine has given
+    to other processes in the meantime, which uninterrupted training never waits for.
     """
     medians = {}
     with contextlib.ExitStack() as stack:
@@ -261,7 +264,7 @@ class Bench:
     return rows
 
   def epoch(self):
-    """Seconds of a pass over MNIST, and of its steps alone before and after it."""
+    """Seconds of a pass over MNIST, and of as many bare steps timed before and after it."""
     rows = []
     for peer in filter(_EPOCH_FLAGS.__contains__, self._args.peers):
       bare, whole = [], []
@@ -286,7 +289,7 @@ class Bench:
       return worker.ask('train', 128, 20)
 
   def _time_pass(self, peer):
-    """Between two lines of main.py that are a pass of the default config apart."""
+    """Times main.py between two log lines that are one pass of the default config apart."""
     first, last = (f'step {step}/' for step in (37, 37 + _STEPS_A_PASS))
     with tempfile.TemporaryDirectory(dir=self._folder) as workdir:
       process = subprocess.Popen(
@@ -310,10 +313,10 @@ class Bench:
         process.wait()
 
 
-# Of the default config's batch of 128, on MNIST.
+# With the default config's batch size of 128, on MNIST.
 _STEPS_A_PASS = 296
 
-# The peers that are main.py, and how it is told to be them.
+# The peers that main.py can run, and the flags that make it do so.
 _EPOCH_FLAGS = {'digitnet': (), 'digitnet-bf16': ('--config.model.dtype=bfloat16',)}
 
 _UNITS = {
@@ -323,7 +326,7 @@ _UNITS = {
 
 
 def _row(measure, case, peer, values):
-  """One line of the report; `values` are one a round."""
+  """One row of the report; `values` has one value per round."""
   return {
       'measure': measure,
       'case': case,
@@ -335,7 +338,7 @@ def _row(measure, case, peer, values):
 
 
 def format_tables(report: dict, peers: list[str]) -> str:
-  """The report as Markdown: a table a measure; the ratios are to the first peer."""
+  """The report as Markdown: one table per measure, with ratios to the first peer."""
   lines = [
       f"{report['machine']}, {report['date']}",
       '',
@@ -360,7 +363,11 @@ def format_tables(report: dict, peers: list[str]) -> str:
 
 
 def _cell(rows, measure, case, peer, reference):
-  """As '340 ms (331-357), 376/s, 1.20x': lowest, highest, how often the first's."""
+  """For example '340.0 ms (331.0-357.0), 376/s, 1.20x'.
+
+  These are the median, lowest and highest value, images per second, and the ratio of the
+  median to that of the reference peer.
+  """
   found = {
       r['peer']: r
       for r in rows
@@ -386,8 +393,8 @@ def _cell(rows, measure, case, peer, reference):
 
 
 def _plot(report, path):
-  """Images a second of every peer, where steps or inference have been timed."""
-  from digitnet import pictures  # Which brings matplotlib.
+  """Plots the images per second of every peer, if steps or inference have been timed."""
+  from digitnet import pictures  # This imports matplotlib.
 
   panels = {}
   for row in report['rows']:
@@ -407,7 +414,7 @@ def _known_peers():
 
 
 def _write_inputs(folder, num_images):
-  """The same weights and the same images for all peers."""
+  """Writes the weights and images that all peers read."""
   from flax import traverse_util
   import jax
   import numpy as np
@@ -418,7 +425,7 @@ def _write_inputs(folder, num_images):
 
   model = model_lib.DigitNet(**default.get_config().model)
   params = jax.jit(lambda: model_lib.init_params(model, jax.random.key(0)))()
-  # By layer, in the order of the network, as their names sort.
+  # By layer. The names of the layers sort in the order of the network.
   np.savez(
       folder / 'weights.npz', **traverse_util.flatten_dict(params, sep='/')
   )
@@ -431,7 +438,7 @@ def _write_inputs(folder, num_images):
 
 
 def _machine():
-  """As '2 cores of AMD EPYC', and the GPU where there is one."""
+  """For example '2 cores of AMD EPYC', followed by the GPU if there is one."""
   name = platform.processor() or platform.machine()
   cpuinfo = pathlib.Path('/proc/cpuinfo')
   if cpuinfo.exists():

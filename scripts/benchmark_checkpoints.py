@@ -1,13 +1,13 @@
-"""What saving costs: time of training, memory, and the way back to the first step.
+"""Measure what checkpoints cost: training time, memory, and time to resume.
 
     python scripts/benchmark_checkpoints.py --repeats=5
 
-Trains the default network on random images of MNIST's number, in stretches that
-alternate: one begins with a save, which is written while its steps go on, the next
-has none. The difference of their times is what one save costs; its share is taken
-of a pass over MNIST, after which the default config saves. Then starts main.py on
-the bundled digits, by turns anew and from a checkpoint, and times the way from the
-start of the process to the end of its first step. Prints a JSON object of each.
+First trains the default network on as many random images as MNIST has for training, in
+alternating stretches: one begins with a save, which is written while training continues,
+the next has none. The difference of their times is the cost of a save. Its share is given
+of a pass over MNIST, after which the default config saves. Then starts main.py on the
+bundled digits, alternately from scratch and from a checkpoint, and times each from the
+start of the process to the end of its first step. Prints a JSON object for each part.
 """
 
 import json
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def time_saves(folder: pathlib.Path, repeats: int, num_steps: int) -> dict:
-  """Stretches of training with a save and without, by turns."""
+  """Times alternating stretches of training with and without a save."""
   from etils import epath
   import jax
   import numpy as np
@@ -135,7 +135,7 @@ def time_saves(folder: pathlib.Path, repeats: int, num_steps: int) -> dict:
 
 
 def time_starts(folder: pathlib.Path, repeats: int) -> dict:
-  """From the start of the process to the end of its first step, in seconds."""
+  """Times new and resumed runs to the end of their first step, in seconds."""
   flags = [
       '--config.data.source=bundled',
       '--config.log_every=1 steps',
@@ -144,7 +144,7 @@ def time_starts(folder: pathlib.Path, repeats: int) -> dict:
   ]
 
   def start(workdir, until):
-    """Runs main.py until it prints the first line that begins with `until`."""
+    """Seconds until main.py prints a line that begins with `until`; then kills it."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, _ROOT / 'main.py', f'--workdir={workdir}', *flags],
@@ -161,7 +161,7 @@ def time_starts(folder: pathlib.Path, repeats: int) -> dict:
     process.wait()
     return seconds
 
-  start(folder / 'saved', until='step 5/')  # leaves the checkpoint of step 4 or 2
+  start(folder / 'saved', until='step 5/')  # Leaves the checkpoint of step 4 or 2.
   cold, resumed = [], []
   for number in range(repeats):
     cold.append(round(start(folder / f'cold{number}', until='step 1/'), 2))
@@ -176,12 +176,12 @@ def time_starts(folder: pathlib.Path, repeats: int) -> dict:
 
 
 def _reset_peak():
-  """Forgets the most memory that the process has held so far."""
+  """Resets the peak memory of this process."""
   pathlib.Path('/proc/self/clear_refs').write_text('5')
 
 
 def _peak():
-  """The most memory that the process has held since, in GiB."""
+  """The peak memory of this process since `_reset_peak`, in GiB."""
   status = pathlib.Path('/proc/self/status').read_text()
   return int(status.split('VmHWM:')[1].split()[0]) / 2**20
 

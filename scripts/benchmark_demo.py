@@ -1,16 +1,16 @@
-"""How quickly the page to draw on answers, alone and with many clients at once.
+"""Measure how quickly the demo page answers, with one client and with many at once.
 
     python scripts/benchmark_demo.py --workdir=runs/default
     python scripts/benchmark_demo.py --workdir=runs/default --clients=32 --requests=4000
 
-Starts scripts/demo.py in a process of its own and sends it drawings of random lines, as
-the page would: first one after the other, then by many clients that each send the next
-as soon as the last is answered, which is more than people can draw. Prints percentiles of
-the time from request to answer, and the server's memory before and after.
+Starts scripts/demo.py in its own process and sends it drawings of random lines, as the page
+would: first one after the other, then from many clients, each of which sends the next drawing
+as soon as the last is answered, faster than people can draw. Prints percentiles of the time
+from request to answer, and the server's memory before and after.
 
-With --browser a real Chromium draws too (it needs playwright, of the extra [test]): the
-time from the end of a stroke to its answer on the page. --screenshots=FOLDER keeps how
-the page looks on a desktop and on a phone.
+With --browser, a real Chromium draws too, to time from the end of a stroke to its answer on
+the page (needs playwright, from the extra [test]). --screenshots=FOLDER saves screenshots of
+the page on a desktop and on a phone.
 """
 
 import concurrent.futures
@@ -31,10 +31,10 @@ from digitnet import cli
 from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_SIDE = 112  # pixels, as the page sends
+_SIDE = 112  # pixels, the size of what the page sends
 _NUM_ALONE = 200
-_STROKES = 50  # drawn in the browser
-# None of these asks anything of the network; --no-sandbox is for root, as in a container.
+_STROKES = 50  # drawn in the browser, per device
+# No background network traffic; --no-sandbox is for root, as in a container.
 _FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking',
           '--disable-component-update', '--disable-sync', '--no-first-run']  # fmt: skip
 
@@ -59,7 +59,7 @@ def main() -> None:
       raise UserError('--browser needs playwright: pip install -e .[test]') from None
   drawings = _drawings(64)
   with _server(args.workdir) as (process, port):
-    _client(port, drawings[:20])  # What the first ones meet is not what stays.
+    _client(port, drawings[:20])  # Warms up: the first requests are not typical.
     _show('one client', _client(port, (drawings * 9)[:_NUM_ALONE]))
     before = _resident_mib(process)
     each = -(-args.requests // args.clients)
@@ -85,7 +85,7 @@ def _server(workdir):
   try:
     line = process.stdout.readline()
     if not line:
-      sys.exit(process.wait())  # It has said why.
+      sys.exit(process.wait())  # The server has printed the reason.
     yield process, int(line.split()[2].rpartition(':')[2])
   finally:
     process.terminate()
@@ -93,7 +93,7 @@ def _server(workdir):
 
 
 def _drawings(num):
-  """Random lines on white paper, in the form that the page sends."""
+  """Random lines on white paper, in the format that the page sends."""
   rng = np.random.default_rng(0)
   pictures = []
   for _ in range(num):
@@ -107,7 +107,7 @@ def _drawings(num):
 
 
 def _client(port, drawings):
-  """Asks for one after the other; returns the seconds that each took."""
+  """Sends the drawings one after the other; returns the seconds that each took."""
   connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
   seconds = []
   for drawing in drawings:
@@ -139,13 +139,13 @@ def _show(what, seconds):
 
 
 def launch(running):
-  """The Chromium of the PATH, or else Playwright's own; `running`: of sync_playwright."""
+  """Launches Chromium from the PATH, or Playwright's own; `running`: from sync_playwright."""
   found = shutil.which('chromium') or shutil.which('google-chrome')
   return running.chromium.launch(executable_path=found, args=_FLAGS)
 
 
 def _browse(port, screenshots):
-  """Draws strokes; returns the seconds from the end of each to its answer shown."""
+  """Draws strokes; returns the seconds from the end of each to its answer on the page."""
   from playwright import sync_api
 
   seconds = []
@@ -158,7 +158,7 @@ def _browse(port, screenshots):
       page.goto(f'http://127.0.0.1:{port}')
       for number in range(_STROKES):
         _draw_seven(page, shift=number % 10 / 50)
-        # Within the page, so that what is timed is not the way to it.
+        # Timed within the page, to exclude the time to reach it from here.
         seconds.append(page.evaluate("""async () => {
           const start = performance.now();
           changed();
@@ -169,7 +169,7 @@ def _browse(port, screenshots):
           page.evaluate('clear()')
       if screenshots:
         page.locator('#saliency').check()
-        page.wait_for_timeout(500)  # The bars are on their way.
+        page.wait_for_timeout(500)  # The bars are animated.
         page.screenshot(path=screenshots / f'demo_{name}.png', full_page=True)
     browser.close()
   return seconds

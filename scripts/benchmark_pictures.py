@@ -1,13 +1,12 @@
-"""Reads test digits made into pictures of 20 styles: pens, paper, sizes, light, formats.
+"""Score pictures of test digits in 20 styles of pen, paper, size, light and file format.
 
     python scripts/benchmark_pictures.py --workdir=runs/record
     python scripts/benchmark_pictures.py --workdir=runs/record --each=100 --output=runs/pictures
 
-The digits are of the run's own test split, drawn on as many pictures as --each says in
-each style (default: 10), written as files of PNG, JPEG, WebP, BMP, TIFF or GIF, and read
-as scripts/predict.py reads them. Prints how many were right in each style. Left in
---output: pictures.md, and pictures.png with an example of each style above what the
-network saw of it.
+Draws digits of the run's own test split, --each pictures in each style (default: 10), encodes
+them as PNG, JPEG, WebP, BMP, TIFF or GIF, and reads them as scripts/predict.py does. Prints
+how many are right in each style. Writes to --output: pictures.md, and pictures.png with an
+example of each style above what the network saw of it.
 """
 
 from collections.abc import Callable
@@ -25,18 +24,18 @@ _SEED = 0
 
 
 class Style(NamedTuple):
-  """How a digit is put on paper.
+  """How a digit is drawn on paper.
 
   Attributes:
-    pen, paper: colours, as Pillow names them.
-    side: pixels of the digit's box.
-    margin: of its side, on each edge.
-    rotation: degrees at most, either way.
-    form: of the file.
-    options: of Pillow's `save`.
-    offset: whether it lies anywhere on the paper.
-    thin: whether a thin pen drew it.
-    light: a change of the finished picture.
+    pen, paper: colours, in Pillow's notation.
+    side: longer side of the digit's box, in pixels.
+    margin: on each edge, as a fraction of `side`.
+    rotation: highest angle in degrees, either way.
+    form: file format, in Pillow's notation.
+    options: keywords for Pillow's `save`.
+    offset: whether the digit lies at a random place on the paper.
+    thin: whether it is drawn with a thin pen.
+    light: a function of the finished picture and `rng` that changes the picture.
   """
 
   pen: str = 'black'
@@ -52,7 +51,7 @@ class Style(NamedTuple):
 
 
 def _shaded(pixels, rng):
-  """As a photo under a lamp: darker towards one side, and grainy."""
+  """Like a photo: darker towards one side, and grainy."""
   height, width, _ = pixels.shape
   y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
   angle = rng.uniform(0, 2 * np.pi)
@@ -61,7 +60,7 @@ def _shaded(pixels, rng):
 
 
 def _lamp(pixels, rng):
-  """Brightest at one place, falling off around it."""
+  """Like a photo under a lamp: brightest at one place, darker away from it."""
   height, width, _ = pixels.shape
   y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
   where = rng.uniform(0.2, 0.8, 2)
@@ -74,7 +73,7 @@ def _noisy(pixels, rng):
 
 
 def _faint(pixels, rng):
-  """A weak copy: grey ink on grey paper."""
+  """Like a weak copy: grey ink on grey paper."""
   del rng
   return 150 + pixels * 0.3
 
@@ -106,12 +105,12 @@ STYLES = {
 
 
 def draw(image: np.ndarray, style: Style, rng: np.random.Generator) -> bytes:
-  """The file of a picture of an MNIST digit.
+  """The content of a picture file that shows an MNIST digit.
 
   Args:
     image: [28, 28, 1] uint8.
-    style: how.
-    rng: of what is by chance.
+    style: how to draw it.
+    rng: for rotation, place and light.
   """
   rows, columns = (np.flatnonzero(image[..., 0].any(axis=a)) for a in (1, 0))
   digit = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, 0]
@@ -121,7 +120,7 @@ def draw(image: np.ndarray, style: Style, rng: np.random.Generator) -> bytes:
   if style.thin:
     from scipy import ndimage
 
-    # The middle third of the strokes; beyond the box there is no ink.
+    # Keep the middle third of the strokes; there is no ink outside the box.
     is_ink = np.pad(np.asarray(mask) > 110, 1)
     inside = ndimage.distance_transform_edt(is_ink)[1:-1, 1:-1]
     near = ndimage.maximum_filter(inside, style.side // 20)
@@ -151,7 +150,7 @@ def main() -> None:
   parser.add_argument('--output', help='folder of table and picture')
   args = parser.parse_args()
   environment.prepare()
-  # After the arguments: importing JAX takes a second.
+  # After the arguments are parsed: importing JAX takes a second.
   from digitnet import imaging
   from digitnet import pictures
   from digitnet import predict
@@ -172,7 +171,7 @@ def main() -> None:
           test.images, [style for style in STYLES.values() for _ in range(args.each)]
       )
   ]
-  seen = np.zeros_like(test.images)  # And so it stays where no ink is found.
+  seen = np.zeros_like(test.images)  # Stays zero where no ink is found.
   is_read = np.ones(num, bool)
   for i, file in enumerate(files):
     try:

@@ -1,13 +1,13 @@
-"""A page to draw digits on, read while they are drawn.
+"""Serve a page to draw digits on, which reads them while they are drawn.
 
     python scripts/demo.py --workdir=runs/default
     python scripts/demo.py --workdir=runs/a --workdir=runs/b --port=8000
     curl --data-binary @photo.jpg http://127.0.0.1:8080/read
 
-Open the address that it prints. With several runs the page shows their mean, and what
-each says. It is reached from this machine alone unless --host says otherwise: 0.0.0.0
-lets everyone in who can reach the machine, as a phone in the same network. Ctrl-C ends
-it. It needs `pip install -e '.[demo]'`.
+Open the address that it prints; Ctrl-C ends it. With several runs, the page shows the mean
+of their predictions and those of each run. By default only this machine can reach the page;
+--host=0.0.0.0 lets in everyone who can reach the machine, such as a phone in the same
+network. Needs `pip install -e '.[demo]'`.
 """
 
 import socket
@@ -25,7 +25,7 @@ def main() -> None:
   parser.add_argument('--port', type=int, default=8080, help='0 takes a free one')
   args = parser.parse_args()
   environment.prepare()
-  # After the arguments: importing JAX takes a second.
+  # After the arguments are parsed: importing JAX takes a second.
   try:
     import uvicorn
     from digitnet.demo import server
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def _outward_address():
-  """This machine's address for others, where all of its addresses are listened on."""
+  """An address of this machine that others can reach, for a server on all addresses."""
   with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nothing_is_sent:
     try:
-      nothing_is_sent.connect(('192.0.2.1', 9))  # An address that is nobody's.
+      nothing_is_sent.connect(('192.0.2.1', 9))  # Reserved for documentation: nobody's.
       return nothing_is_sent.getsockname()[0]
     except OSError:
       return socket.gethostname()
@@ -67,7 +67,7 @@ def _listening(host, port):
     raise UserError('--host=: is empty; leave it out, or name an address')
   try:
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    # All addresses are those of both kinds.
+    # '::' means all addresses, IPv4 as well as IPv6.
     is_both = host == '::' and socket.has_dualstack_ipv6()
     return socket.create_server((host, port), family=family, dualstack_ipv6=is_both)
   except (OSError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""Scores a trained network on labelled digits.
+"""Score a trained network on labelled digits.
 
     python scripts/evaluate.py --workdir=runs/default train.csv
     python scripts/evaluate.py --workdir=runs/default \\
@@ -6,17 +6,19 @@
     python scripts/evaluate.py --workdir=runs/default --split=validation
     python scripts/evaluate.py --workdir=A --workdir=B --views=9 --split=test
 
-FILES are CSV files in Kaggle's form with labels, or IDX files of images, each
-followed by its labels. Without FILES the run's own data are loaded as its config
-says, and one split of them is scored. (The card's split mixes MNIST's own 60,000 and
-10,000: a network that was trained by it knows most of both.) Of several runs it is the
-mean of their probabilities that is scored. The result is one JSON object: with the mean
-loss and the accuracy, the expected calibration error in 15 bins, and the accuracy on the
-99 % of the images that the network is surest of. With --corruptions there is one for each
-kind of damage that digitnet/corruptions.py does to the images.
+FILES are CSV files in Kaggle's format with labels, or IDX files of images, each followed by
+the IDX file of its labels. Without FILES, the run's own data are loaded as its config says,
+and one split of them is scored. (The split 'card' mixes MNIST's own 60,000 and 10,000 images,
+so a network trained on it has seen most of both.) With several runs, the mean of their
+probabilities is scored.
 
-With --mistakes=FOLDER the images read wrong are left there, as a list and as a picture,
-those it was surest of first; a star marks the labels that people have found wrong.
+Prints one JSON object with the mean loss, the accuracy, the expected calibration error in 15
+bins, and the accuracy on the 99 % of the images with the highest confidence. With
+--corruptions, prints one object for the clean images and one for each kind of damage in
+digitnet/corruptions.py.
+
+--mistakes=FOLDER receives the misclassified images as a list and as a picture, the most
+confident first; a star marks labels that people have found to be wrong.
 """
 
 import json
@@ -45,7 +47,7 @@ def main() -> None:
   if args.files and args.split:
     raise UserError("--split is of the run's own data: give it or FILES, not both")
   environment.prepare()
-  # After the arguments: importing JAX takes a second.
+  # After the arguments are parsed: importing JAX takes a second.
   from digitnet import calibration
   from digitnet import corruptions
   from digitnet import imaging
@@ -60,7 +62,7 @@ def main() -> None:
         f'{picture}: a picture has no label to score against; scripts/predict.py reads it'
     )
   name = ', '.join(args.files)
-  # Before the networks, which take seconds.
+  # Before the networks are loaded, which takes seconds.
   examples = predict.read_files(args.files) if args.files else None
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   if examples is None:
@@ -86,7 +88,7 @@ def main() -> None:
     }
     print(json.dumps(scores), flush=True)
     if mistakes and kind == 'clean':
-      from digitnet import report  # Which brings matplotlib.
+      from digitnet import report  # This imports matplotlib.
 
       report.write_mistakes(Scored(name, images, labels, probs), mistakes)
 

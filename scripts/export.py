@@ -1,16 +1,17 @@
-"""Writes a trained network in the files of other programs.
+"""Export a trained network to the file formats of other programs.
 
     python scripts/export.py --workdir=runs/default --output=exported
     python scripts/export.py --workdir=runs/default --output=exported stablehlo onnx
 
-FORMATS, all of them unless named: stablehlo (JAX on any device, and other compilers),
-safetensors (the parameters), onnx and onnx-int8 (ONNX Runtime; 8 bits are a quarter of the
-size), keras (Keras 3). Each file is read again by its own runtime and compared with the
-network on 1,000 images of the run's test split (of validation, where test was not scored),
-and gets its name only if it agrees: the same digits, probabilities within 1e-5; or, with 8
-bits, under 0.1 points of accuracy lost on the whole split. A model card, README.md, lies
-beside them. A network trained in bfloat16, or with products in it, is exported, and
-compared, in float32. All but stablehlo need `pip install -e '.[export]'`.
+FORMATS, by default all of them: stablehlo (JAX on any device, and other compilers),
+safetensors (the params), onnx and onnx-int8 (ONNX Runtime; the 8-bit file is a quarter of
+the size), keras (Keras 3). Each file is read back by its own runtime and compared with the
+network on 1,000 images of the run's test split, or of the validation split if test was not
+scored. It gets its name only if it agrees: the same digits, and probabilities within 1e-5;
+or, for 8 bits, less than 0.1 points of accuracy lost on the whole split. A model card,
+README.md, is written beside the files. A network trained in bfloat16, or with bfloat16
+matrix products, is exported and compared in float32. All formats except stablehlo need
+`pip install -e '.[export]'`.
 """
 
 import os
@@ -30,9 +31,9 @@ def main() -> None:
   parser.add_argument('formats', nargs='*', metavar='FORMATS')
   args = parser.parse_args()
   environment.prepare()
-  # A GPU would round float32 operands to TF32, and other runtimes do not.
+  # Otherwise a GPU rounds float32 operands to TF32, which other runtimes do not.
   os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
-  # After the arguments: importing JAX takes a second.
+  # After the arguments are parsed: importing JAX takes a second.
   from digitnet import console
   from digitnet import predict
   from digitnet import results as results_lib
@@ -47,14 +48,14 @@ def main() -> None:
   for name in formats:
     if name not in folder.FORMATS:
       raise UserError(f'{name}: no such format; there are {", ".join(folder.FORMATS)}')
-  folder.import_modules(formats)  # What is missing is told before anything is scored.
+  folder.import_modules(formats)  # Reports missing packages before anything is scored.
   run = Workdir(args.workdir)
   config, results = run.load_config(), results_lib.of_finished(run)
   output = cli.folder(args.output)
   predictor = predict.Predictor(args.workdir)
   dataset = predict.load_data([predictor])
   network = Network.of(config.model, predictor.params)
-  # A test split that the run left sealed stays so.
+  # If the run left the test split sealed, it stays sealed.
   name = 'test' if results.get('test') else 'validation'
   split = getattr(dataset, name)
   probs = network.probs_in_batches(split.images)

@@ -1,16 +1,17 @@
-"""Begins a run with the weights of a Keras model of this network.
+"""Start a run from the weights of a Keras model of this network.
 
     python scripts/import_keras.py model.keras --workdir=runs/imported
     python scripts/import_keras.py model.weights.h5 --workdir=runs/imported \\
         --config=configs/default.py --config.data.dir=FOLDER
 
-It takes a Keras 3 model (.keras, or .h5 with its architecture) or its weights alone
-(.weights.h5). Its layers must be the config's, in that order; their names do not matter.
-Pixels are taken to be in [0, 1]. That both compute the same is checked on random images.
+Takes a Keras 3 model (.keras, or .h5 with the architecture) or its weights only
+(.weights.h5). Its layers must match the config in order; their names do not matter. The
+model is assumed to take pixels in [0, 1]. The script checks on random images that both
+networks compute the same.
 
-Then score it (scripts/evaluate.py --workdir=runs/imported --split=test), read digits with
-it, or train it on, by main.py with the same --workdir and --config flags. It needs
-`pip install -e '.[export]'`.
+Afterwards score the network (scripts/evaluate.py --workdir=runs/imported --split=test), read
+digits with it, or continue training it by main.py with the same --workdir and --config
+flags. Needs `pip install -e '.[export]'`.
 """
 
 import os
@@ -40,9 +41,9 @@ def main() -> None:
   if not path.is_file():
     raise UserError(f'{path}: no such file')
   environment.prepare()
-  # Both networks are compared in float32, which a GPU would round to TF32.
+  # The networks are compared in float32, which a GPU would otherwise round to TF32.
   os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
-  # After the flags: importing JAX takes a second.
+  # After the flags are parsed: importing JAX takes a second.
   try:
     from digitnet.export import keras_model
   except ModuleNotFoundError as error:

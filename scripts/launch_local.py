@@ -1,16 +1,16 @@
-"""Trains on several processes of this machine, as a cluster of hosts would.
+"""Train with several processes on this machine, as a cluster of hosts would.
 
     python scripts/launch_local.py --processes=2 -- --config=configs/quick.py
     python scripts/launch_local.py --processes=4 --devices_per_process=2 -- \\
         --config=configs/quick.py --workdir=runs/cluster
 
-Behind -- stand flags of main.py. Each process has as many virtual CPU devices of its own
-as --devices_per_process says. Their lines come with the number of the process before
-them. One Ctrl-C, or SIGTERM, has all of them save and end; a second ends them at once.
+Flags after -- go to main.py. Each process gets --devices_per_process virtual CPU devices.
+Each line of output starts with the number of its process. The first Ctrl-C or SIGTERM makes
+all processes save and exit; a second kills them at once.
 
-The exit code is 0 if all ended well, else that of the process that failed first. When
-one fails the others follow within seconds; whoever does not is killed. The same command
-again resumes.
+The exit code is 0 if all processes succeed, otherwise that of the first one that failed.
+When one fails, the others exit within seconds; any that does not is killed. Run the same
+command again to resume.
 """
 
 import os
@@ -26,7 +26,7 @@ from digitnet import cli
 from digitnet.errors import UserError
 
 _MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
-# Longer than the others need to notice that one is gone.
+# Longer than the other processes need to notice that one is gone.
 _PATIENCE_SECONDS = 30
 
 
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 class _Cluster:
-  """The processes, and what is done about their ends."""
+  """The processes of one run: starts them, waits for them, and stops or kills them."""
 
   def __init__(self, args, flags):
     self._args, self._flags = args, flags
@@ -83,7 +83,7 @@ class _Cluster:
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=_environment(self._args.devices_per_process),
-        # Else the terminal's Ctrl-C would reach them past this script.
+        # Otherwise the terminal's Ctrl-C would reach them directly.
         start_new_session=True,
     )  # fmt: skip
     self._processes.append(process)
@@ -94,12 +94,12 @@ class _Cluster:
     self._readers.append(reader)
 
   def _wait(self):
-    """Waits for all; from the first failure on, only for so long."""
+    """Waits for all processes; kills those left `_PATIENCE_SECONDS` after a failure."""
     first, deadline = 0, None
     while True:
       codes = [process.poll() for process in self._processes]
       if not first:
-        # 1 is also what those end with that lost another one.
+        # Prefer other codes to 1, with which processes also end that only lost another one.
         failed = [code for code in codes if code]
         first = min(failed, key=lambda code: code == 1, default=0)
         if first:
@@ -118,7 +118,7 @@ class _Cluster:
     self._stops += 1
     for process in self._processes:
       if process.poll() is None:
-        # SIGTERM to one has all of them agree on a step, save it and end.
+        # SIGTERM to any process makes all of them agree on a step, save it and exit.
         process.send_signal(signal.SIGTERM if self._stops == 1 else signal.SIGKILL)
 
   def _kill_all(self):
@@ -151,6 +151,6 @@ def _free_port():
 
 
 if __name__ == '__main__':
-  # The code of a process that failed is ours.
+  # Exit with the code of the process that failed.
   codes = []
   cli.leave(cli.run(lambda: codes.append(main())) or codes[0])

@@ -1,4 +1,4 @@
-"""Reads digits with a trained network.
+"""Read digits with a trained network.
 
     python scripts/predict.py --workdir=runs/default photo.jpg drawing.png
     python scripts/predict.py --workdir=runs/default --split form.png
@@ -7,13 +7,14 @@
     python scripts/predict.py --workdir=runs/default test.csv
     python scripts/predict.py --workdir=A --workdir=B --submission test.csv > sub.csv
 
-FILES are pictures of any form, size and colour, folders of them, or - for one on
-standard input; or else data: CSV files in Kaggle's form and IDX files of images, gzipped
-or not. Of several runs it is the mean of their probabilities that is told.
+FILES are either pictures or data. Pictures may have any format, size and colour; a folder
+stands for all pictures in it, and - for one picture on standard input. Data are CSV files in
+Kaggle's format and IDX files of images, gzipped or not. With several runs, the mean of their
+probabilities is reported.
 
-Of each picture: its three likeliest digits; a picture that cannot be read is named, the
-others are answered, and the exit code is 2. Of data: CSV, a line an image with its id
-from 1, the label, and the probability of each digit.
+For each picture the three most likely digits are printed. A picture that cannot be read is
+named, the others are still read, and the exit code is 2. For data, CSV is printed: one line
+per image with its id from 1, the label, and the probability of each digit.
 """
 
 import csv
@@ -25,7 +26,7 @@ from digitnet import cli
 from digitnet import environment
 from digitnet.errors import UserError
 
-_TOLD = 3  # digits of each picture, the likeliest first
+_TOLD = 3  # digits printed per picture, the most likely first
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
   parser.add_argument('files', nargs='+', metavar='FILES')
   args = parser.parse_args()
   environment.prepare()
-  # After the arguments: importing JAX takes a second.
+  # After the arguments are parsed: importing JAX takes a second.
   from digitnet import imaging
   from digitnet import predict
 
@@ -146,7 +147,7 @@ _FORMATS = {'table': _show_table, 'csv': _show_csv, 'json': _show_json}
 
 
 def _keep(found, folder):
-  """What the network saw, as PNG files of its own size."""
+  """Writes what the network saw, as PNG files of 28x28 pixels."""
   from PIL import Image
 
   for number, (name, place, digit) in enumerate(found, 1):

@@ -1,12 +1,12 @@
-"""Makes the report of a run, or a page that compares several.
+"""Write the report of a run, or a page that compares several runs.
 
     python scripts/report.py --workdir=runs/default
     python scripts/report.py --workdir=runs/default --split=validation
     python scripts/report.py --workdir=runs/a --workdir=runs/b --output=runs/compared
 
-Of one run: the page that training leaves in its workdir, report/index.html, made again
-from the run's own data. Of several finished ones: their scores, their curves and where
-their configs differ, in the folder --output.
+For one run, recreates from the run's own data the page that training leaves in its workdir,
+report/index.html. For several finished runs, writes a page with their scores, curves and
+differences in config to the folder --output.
 """
 
 
@@ -28,7 +28,7 @@ def main() -> None:
   parser.add_argument('--output', help='folder of a comparison')
   args = parser.parse_args()
   environment.prepare()
-  # After the arguments: importing JAX takes a second.
+  # After the arguments are parsed: importing JAX takes a second.
   from digitnet import predict
   from digitnet import report
   from digitnet import results as results_lib

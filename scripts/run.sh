@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and trains on a bare machine:
+# Sets up the environment and trains, on a bare machine:
 #   bash scripts/run.sh [flags of main.py]
 # Without flags: --config=configs/default.py.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -1,17 +1,17 @@
-"""Predicts how data parallelism scales on TPUs and GPUs that are not at hand.
+"""Predict how data parallelism scales on TPUs and GPUs that are not available here.
 
     python scripts/scaling.py
     python scripts/scaling.py --all_reduce_dtype=bfloat16 --output=runs/scaling
     python scripts/scaling.py --measure
 
-A step is its arithmetic, the optimizer's passes over memory and one all-reduce of the
-gradients, one after the other: nothing overlaps, so that a real step should be quicker.
-The tables give, for each kind of chip and number of them, the smallest global batch with
-which at least --efficiency of the step is arithmetic, and how well a fixed batch does.
---measure checks the part of a single device against this
-machine: predicted from its own speed at matrix products and its own memory, and measured.
+The model adds up the arithmetic of a step, the optimizer's passes over memory, and one
+all-reduce of the gradients. It assumes no overlap, so a real step should be faster. For each
+kind and number of chips, the tables give the smallest global batch size at which at least
+--efficiency of the step time is arithmetic, and the efficiency of a fixed global batch size.
+--measure checks the single-device part on this machine: it predicts a step from the measured
+speed of matrix products and of memory, and compares that with a measured step.
 
-Left in --output: scaling.md and scaling.png.
+--output receives scaling.md and scaling.png.
 """
 
 import dataclasses
@@ -26,25 +26,25 @@ from digitnet import environment
 from digitnet.errors import UserError
 
 _COUNTS = (1, 4, 8, 16, 32, 64, 128, 256)
-# Passes over all parameters: gradients are written and read, parameters and the two
-# moments read and written.
+# Passes over arrays of the size of the params: gradients are written and read; params and
+# both moments are read and written.
 _OPTIMIZER_PASSES = 8
-# Of the peak that convolutions and products of this size reach: an assumption, about what
-# image networks get on these chips.
+# Fraction of the peak FLOP/s that convolutions and matrix products of this size reach. This is
+# an assumption, about what image networks attain on these chips.
 _ATTAINED = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip of a slice or node, after its vendor's data sheet.
+  """One chip of a slice or node, from its vendor's data sheet.
 
   Attributes:
-    flops: peak in bfloat16, FLOP/s.
-    memory: bytes a second.
-    links: bytes a second that it can send, and receive at the same time, in an
+    flops: peak FLOP/s in bfloat16.
+    memory: memory bandwidth in bytes per second.
+    links: bytes per second that it can send, and receive at the same time, in an
       all-reduce within the slice or node.
-    node: chips that these links join; beyond it `network` counts.
-    network: bytes a second that a chip can send beyond its node.
+    node: number of chips that these links connect; `network` connects the nodes.
+    network: bytes per second that a chip can send to other nodes.
   """
 
   flops: float
@@ -54,9 +54,10 @@ class Chip:
   network: float = math.inf
 
 
-# TPUs: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, 'Inter-chip interconnect' in
-# gigabits a second both ways together, so half of it each way. H100: the data sheet of
-# the H100 SXM; NVLink 900 GB/s both ways; one 400 Gb/s adapter a GPU between nodes.
+# TPUs: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. 'Inter-chip interconnect' is given
+# in gigabits per second for both directions together, so each direction gets half. H100: data
+# sheet of the H100 SXM; NVLink 900 GB/s for both directions; one 400 Gb/s adapter per GPU
+# between nodes.
 CHIPS = {
     'v4': Chip(275e12, 1.2e12, 2400e9 / 8 / 2),
     'v5e': Chip(197e12, 0.8e12, 1600e9 / 8 / 2),
@@ -64,18 +65,18 @@ CHIPS = {
     'v6e': Chip(918e12, 1.6e12, 3200e9 / 8 / 2),
     'H100': Chip(989e12, 3.35e12, 450e9, node=8, network=50e9),
 }
-# Seconds that each hop of a ring waits: of the order that vendors and papers give.
+# Latency of each hop of a ring in seconds: the order of magnitude that vendors and papers give.
 _HOP_SECONDS = 1e-6
-_MESSAGES = 3  # See digitnet/parallel.py: two large arrays, and the rest.
+_MESSAGES = 3  # Two large arrays, and the rest; see digitnet/parallel.py.
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """What a step of the network costs.
+  """The cost of a training step.
 
   Attributes:
-    flops: of one image, forward and backward.
-    parameters: their number.
+    flops: FLOP per image, forward and backward.
+    parameters: number of params.
   """
 
   flops: float
@@ -88,10 +89,10 @@ def step_seconds(
   """Seconds of arithmetic, of the optimizer and of the all-reduce.
 
   Args:
-    network, chip: see there.
-    num_chips: that share the batch.
-    batch_size: images an update, over all chips.
-    bytes_each: of a gradient on its way.
+    network, chip: see `Network` and `Chip`.
+    num_chips: number of chips that share the batch.
+    batch_size: global batch size.
+    bytes_each: bytes sent per gradient value.
   """
   arithmetic = network.flops * batch_size / num_chips / (chip.flops * _ATTAINED)
   optimizer = _OPTIMIZER_PASSES * 4 * network.parameters / chip.memory
@@ -101,10 +102,10 @@ def step_seconds(
 
 
 def all_reduce_seconds(num_bytes: float, chip: Chip, num_chips: int) -> float:
-  """Of a ring, which sends 2 (n - 1) / n of the bytes (Patarasuk and Yuan, 2009).
+  """Seconds of a ring all-reduce; n chips each send 2 (n - 1) / n of the bytes.
 
-  Beyond a node, first within each node, and then between them, where each chip sends
-  its share of the sum.
+  See Patarasuk and Yuan, 2009. With several nodes, the all-reduce runs first within each
+  node and then between the nodes, where each chip sends its share of the sum.
   """
 
   def ring(n, size, rate):
@@ -122,7 +123,7 @@ def all_reduce_seconds(num_bytes: float, chip: Chip, num_chips: int) -> float:
 def best_batch(
     network: Network, chip: Chip, num_chips: int, bytes_each: int, efficiency: float
 ) -> int:
-  """The smallest global batch with this efficiency: a power of two, a chip or more."""
+  """The smallest global batch size with this efficiency: `num_chips` times a power of two."""
   batch_size = num_chips
   while True:
     arithmetic, *rest = step_seconds(network, chip, num_chips, batch_size, bytes_each)
@@ -132,7 +133,7 @@ def best_batch(
 
 
 def the_network() -> Network:
-  """The card's, counted from its layers: two FLOP a product, three passes."""
+  """The default network, counted from its layers: two FLOP per product, three passes."""
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # for configs
   from configs import default
   from digitnet import model as model_lib
@@ -141,17 +142,17 @@ def the_network() -> Network:
   flops = 0
   for row in rows:
     if row.num_params:
-      # A kernel's values meet as many places as the output has, by channel.
+      # Each value of a kernel is used at every position of the output.
       places = math.prod(row.output_shape[:-1])
       flops += 2 * places * (row.num_params - row.output_shape[-1])
   first = rows[0]
-  # The images need no gradient, so the first layer has two passes.
+  # The images need no gradient, so the first layer has only two passes.
   of_first = 2 * math.prod(first.output_shape[:-1]) * (first.num_params - first.output_shape[-1])
   return Network(3 * flops - of_first, sum(row.num_params for row in rows))
 
 
 def table(network: Network, bytes_each: int, efficiency: float, batch_size: int) -> str:
-  """Markdown: a row a kind of chip, a column a number of them; two tables."""
+  """Two Markdown tables: a row per kind of chip, a column per number of chips."""
 
   def rows(cell):
     head = '| | ' + ' | '.join(map(str, _COUNTS)) + ' |'
@@ -183,7 +184,7 @@ def table(network: Network, bytes_each: int, efficiency: float, batch_size: int)
 
 
 def plot(network: Network, bytes_each: int, path) -> None:
-  """Efficiency over the number of chips, for some global batches."""
+  """Plots efficiency over the number of chips for several global batch sizes."""
   from digitnet import pictures
 
   curves = {
@@ -201,7 +202,7 @@ def plot(network: Network, bytes_each: int, path) -> None:
 
 
 def measure(network: Network) -> str:
-  """The single-device part, predicted from this machine's speeds, and measured."""
+  """Predicts a single-device step from this machine's speeds, and measures it."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -223,7 +224,7 @@ def measure(network: Network) -> str:
     return statistics.median(times)
 
   batch_size = 128
-  # The speed of the network's own largest product, and of one pass over memory.
+  # The speed of the network's largest matrix product, and of one pass over memory.
   x, w = jnp.ones((batch_size, 3136)), jnp.ones((3136, 8192))
   product = jax.jit(jnp.matmul)
   flops = 2 * batch_size * w.size / median_seconds(lambda: product(x, w))

@@ -1,19 +1,19 @@
-# Sourced by run.sh and test.sh: makes .venv where it is absent and installs the
-# locked dependencies, again whenever the lock has changed. Sets $python.
+# Sourced by run.sh, test.sh and tpu_worker.sh: creates .venv if needed and installs the locked
+# dependencies, again whenever requirements.lock or setup.cfg has changed. Sets $python.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 
-# Usable: 3.11 to 3.13, and able to make an environment with pip. A version
-# manager's shim can exist and not run, so each candidate is tried.
+# Whether a Python is 3.11 to 3.13 and can create an environment with pip. Each candidate is
+# run, since a version manager's shim can exist without working.
 usable() {
   "$1" -c '
 import ensurepip, sys, venv
 sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
-# Prints the newest usable Python: $PYTHON or none other where that is set, else
-# from the PATH, then from what pyenv keeps off it.
+# Prints the newest usable Python. If $PYTHON is set, only that one is considered; otherwise,
+# for each version, the one on the PATH and then those that pyenv keeps off the PATH.
 find_python() {
   if [ -n "${PYTHON:-}" ]; then
     usable "$PYTHON" && echo "$PYTHON" && return
@@ -35,8 +35,8 @@ find_python() {
   return 2
 }
 
-# Over a half-made environment too: making it again mends it. What is left of one whose
-# Python is gone has to go first, for venv keeps the links to it.
+# Creates .venv, or repairs it if it is incomplete. If its Python no longer exists, .venv/bin
+# must be removed first, because venv would keep the dead links.
 make_environment() {
   if "$python" -m pip --version >/dev/null 2>&1; then return; fi
   local from
@@ -48,7 +48,7 @@ make_environment() {
 
 set_up() {
   local stamp=$root/.venv/installed state
-  # With its place: a copied .venv still has the code of the checkout it was copied from.
+  # Includes the path, since a copied .venv still refers to the checkout it was copied from.
   state=$({ echo "$root"; cat "$root/requirements.lock" "$root/setup.cfg"; } | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" = "$state" ] && "$python" -c '' 2>/dev/null
   then

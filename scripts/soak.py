@@ -1,17 +1,17 @@
-"""Kills a run at random moments, starts it again, and compares its end.
+"""Kill runs at random moments, resume them, and compare their results with an unbroken run.
 
     python scripts/soak.py --rounds=50
     python scripts/soak.py --rounds=5 -- --config=configs/quick.py \\
         --config.data.source=bundled
     python scripts/soak.py --rounds=10 --processes=4 --kills=1
 
-Each round is one run: killed without warning (SIGKILL) at a random moment, start-up
-and evaluation included, started again by the same command, perhaps killed again,
-and at last left to end. It must then equal an unbroken run to the bit, its times
-aside. Flags after -- go to main.py; without any, a small network is trained.
-With --processes each run is a cluster of so many, of which one at random is killed; all
-must be gone within 30 s of that. The last line counts; the exit code is 1 unless every
-round ended alike.
+Each round is one run. It is killed without warning (SIGKILL) at a random moment, start-up
+and evaluation included, started again by the same command, perhaps killed again, and
+finally left to finish. It must then equal an unbroken run bit for bit, except for times.
+Flags after -- go to main.py; without any, a small network is trained. With --processes,
+each run is a cluster of that many processes, one of which is killed at random; all must be
+gone within 30 s. The last line gives the totals. The exit code is 1 unless every round
+equals the unbroken run.
 """
 
 import concurrent.futures
@@ -33,7 +33,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 
 _ALL_GONE_SECONDS = 30
 
-# Saves and validates all the time, so that many kills fall into a save.
+# Saves and validates very often, so that many kills hit a save.
 _SMALL = {
     'data.source': 'bundled',
     'duration': '240 steps',
@@ -49,7 +49,11 @@ _SMALL = {
 
 
 class Soak:
-  """One command, run over and over, each time in a folder of its own."""
+  """Runs one command again and again, each round in its own workdir.
+
+  Attributes:
+    slowest_end: the most seconds that a cluster took to be gone after a kill.
+  """
 
   def __init__(self, folder: pathlib.Path, flags: list[str], num_processes: int = 1):
     self._folder, self._flags = folder, flags
@@ -60,19 +64,19 @@ class Soak:
           _ROOT / 'scripts/launch_local.py', f'--processes={num_processes}', '--'
       ]  # fmt: skip
     self.slowest_end = 0.0
-    # Compiling again and again would take most of the time.
+    # Without a shared cache, compilation would take most of the time.
     self._env = {
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
         **os.environ,
     }
 
   def run(self, name: str, kill_after: float | None = None, victim: int = 0) -> int:
-    """Starts the command; the exit code, negative where it was killed.
+    """Starts the command once; returns its exit code, negative if it was killed.
 
     Args:
       name: of the workdir, and of the log beside it.
-      kill_after: seconds; None lets it end.
-      victim: of several processes, the one that is killed.
+      kill_after: seconds until the kill; None lets the run finish.
+      victim: number of the process to kill, if there are several.
     """
     with open(self._folder / f'{name}.log', 'ab') as log:
       process = subprocess.Popen(
@@ -91,13 +95,13 @@ class Soak:
     return self._kill_one_of(process, victim)
 
   def _kill_one_of(self, launcher, victim):
-    """Kills a process of a cluster, and waits until all of them are gone."""
+    """Kills one process of a cluster, and waits until all are gone."""
     children = pathlib.Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children')
     workers = []
     while len(workers) < self._num_processes:
-      if launcher.poll() is not None:  # Too late.
+      if launcher.poll() is not None:  # The run is over already.
         return launcher.wait()
-      time.sleep(0.05)  # Perhaps too early.
+      time.sleep(0.05)  # Not all processes may have started yet.
       with contextlib.suppress(FileNotFoundError):
         workers = list(map(int, children.read_text().split()))
     os.kill(workers[victim], signal.SIGKILL)
@@ -108,17 +112,21 @@ class Soak:
     left = [pid for pid in workers if os.path.exists(f'/proc/{pid}')]
     if left or seconds > _ALL_GONE_SECONDS:
       return 1
-    # The launcher tells of the signal as shells do.
+    # The launcher reports a signal as shells do, by 128 + its number.
     return -signal.SIGKILL if code == 128 + signal.SIGKILL else code
 
   def round(
       self, name: str, kills: list[tuple[float, int]]
   ) -> tuple[int, list[str]]:
-    """Kills a run at these moments, in seconds, each a victim, and lets it end.
+    """Starts a run, kills it once per item of `kills`, and finally lets it finish.
+
+    Args:
+      name: of the workdir.
+      kills: for each start to kill, the seconds until the kill and the victim.
 
     Returns:
-      How many kills came before a start had ended by itself, and how the end of
-      the run differs.
+      How many kills struck before the run was over, and how its results differ from those
+      of the unbroken run.
     """
     from digitnet import compare
     from digitnet.workdir import Workdir
@@ -162,8 +170,8 @@ def main() -> None:
 
   def one_round(number):
     rng = random.Random(f'{args.seed} {number}')
-    # The first surely comes before the end; a later one perhaps after it, since
-    # a resumed run is shorter.
+    # The first kill comes before the end of the run; later ones may miss it, since a resumed
+    # run is shorter.
     moments = [rng.uniform(0, 0.9 * seconds)]
     moments += [
         rng.uniform(0, seconds) for _ in range(rng.randrange(args.kills))

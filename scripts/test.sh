@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and runs the tests on a bare machine:
+# Sets up the environment and runs the tests, on a bare machine:
 #   bash scripts/test.sh [pytest arguments]
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up || exit

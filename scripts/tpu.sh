@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs, one host or a slice of many.
+# Trains on Cloud TPU VMs: on one host, or on a slice with many hosts.
 #   bash scripts/tpu.sh COMMAND --name=NAME --zone=ZONE [FLAGS] [-- FLAGS of main.py]
 #
 # Commands, in the order of their use:
-#   create   asks for the TPU, and waits until it is there
-#   setup    brings the last commit and its dependencies to every host
-#   run      starts main.py on every host; it goes on when the connection drops
-#   status   the state of the TPU, and of the run on each host
-#   logs     the last lines of the run; of host 0, or of --worker=N
-#   results  brings the workdir from the bucket to runs/NAME here
+#   create   requests the TPU, and waits until it is ready
+#   setup    copies the last commit to every host, and installs its dependencies there
+#   run      starts main.py on every host; it keeps running when the connection drops
+#   status   shows the state of the TPU, and of the run on each host
+#   logs     shows the last lines of the run's log on host 0, or on --worker=N
+#   results  copies the workdir from the bucket to runs/NAME on this machine
 #   resume   after a preemption: delete, create, setup and run
-#   delete   deletes the TPU; the bucket stays
+#   delete   deletes the TPU; the bucket is kept
 #
 # Flags:
-#   --name=NAME         of the TPU, the queued resource and the workdir
-#   --zone=ZONE         as us-west4-a
-#   --type=TYPE         as v5litepod-8, v6e-1 or v4-32; default: v5litepod-8
-#   --bucket=gs://...   a folder where the workdir is kept; without it, nothing
-#                       survives the TPU. It is also where a run is resumed from.
-#   --spot              cheaper, and may be taken back at any time
-#   --on_demand         at once or not at all, in place of waiting in a queue
-#   --runtime=VERSION   of the TPU software; default: the one for the type
-#   --project=PROJECT   default: that of gcloud
-#   --worker=N          the host whose logs to show, or all; default: 0
-#   --poll=SECONDS      between two looks at the state; default: 30
-#   --dry_run           prints every command, and runs none
+#   --name=NAME         name of the TPU, the queued resource and the workdir
+#   --zone=ZONE         for example us-west4-a
+#   --type=TYPE         for example v5litepod-8, v6e-1 or v4-32; default: v5litepod-8
+#   --bucket=gs://...   folder to which the workdir is copied, and from which a run is
+#                       resumed; without it, the run is lost with the TPU
+#   --spot              cheaper, but may be preempted at any time
+#   --on_demand         get the TPU at once or fail, instead of waiting in a queue
+#   --runtime=VERSION   version of the TPU software; default: the one for the type
+#   --project=PROJECT   default: gcloud's current project
+#   --worker=N          number of the host whose logs to show, or all; default: 0
+#   --poll=SECONDS      interval for checking the state; default: 30
+#   --dry_run           print every command, and run none
 #
-# A spot TPU of eight chips, from nothing to a result:
+# A spot TPU with eight chips, from request to training:
 #   bash scripts/tpu.sh create --name=digits --zone=us-west4-a --spot
 #   bash scripts/tpu.sh setup --name=digits --zone=us-west4-a
 #   bash scripts/tpu.sh run --name=digits --zone=us-west4-a --bucket=gs://mine/runs -- --config=configs/tpu.py --config.data.source=tfds
@@ -34,7 +34,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# mistake TEXT: the user's, exit code 2. fail TEXT: the platform's, 1.
+# mistake TEXT: a mistake of the user, exit code 2. fail TEXT: a failure of the platform, 1.
 mistake() { echo "digitnet: $*" >&2; exit 2; }
 fail() { echo "digitnet: $*" >&2; remind; exit 1; }
 
@@ -47,7 +47,7 @@ remind() {
     "bash scripts/tpu.sh delete --name=$name --zone=$zone" >&2
 }
 
-# With --dry_run the command is printed, ready to be pasted.
+# Runs a command; with --dry_run prints it, ready to be pasted.
 call() {
   if $dry_run; then
     printf '%q ' "$@"
@@ -97,7 +97,7 @@ check() {
   [[ $worker =~ ^([0-9]+|all)$ ]] || mistake "--worker=$worker: must be a number, or all"
   [[ -z $bucket || $bucket =~ ^gs://[^/]+ ]] ||
     mistake "--bucket=$bucket: must begin with gs://"
-  # The software of each generation, and its sizes: of v2 to v4 and v5p in cores.
+  # The TPU software of each generation. N of v2 to v4 and v5p counts cores, not chips.
   local wanted
   case $type in
     v2-* | v3-* | v4-*) wanted=tpu-ubuntu2204-base ;;
@@ -131,7 +131,7 @@ check() {
 
 tpus() { call gcloud compute tpus "$@" "--zone=$zone" ${project[@]+"${project[@]}"}; }
 
-# on_hosts WHICH COMMAND: by ssh; tried again when the connection drops (255).
+# on_hosts WHICH COMMAND: runs COMMAND by ssh; retries when the connection drops (code 255).
 on_hosts() {
   local code tries
   for tries in 1 2 3; do
@@ -144,8 +144,8 @@ on_hosts() {
   return 255
 }
 
-# describe KIND: the state of the queued resource or of the TPU itself; ABSENT where there
-# is none, UNKNOWN where nobody answers.
+# describe KIND: prints the state of the queued resource or of the TPU itself; ABSENT if there
+# is none, UNKNOWN if the service does not answer.
 describe() {
   local format='--format=value(state)' answer
   if [ "$1" = queued-resources ]; then format='--format=value(state.state)'; fi
@@ -159,8 +159,9 @@ describe() {
   fi
 }
 
-# What came through the queue is known to it; what was created --on_demand is not. So only
-# create needs to be told, and no TPU is overlooked for want of a flag.
+# Prints the state of the TPU. The queue knows only TPUs that were created through it, not those
+# created with --on_demand, so both are asked: only create needs that flag, and no TPU is
+# overlooked for lack of it.
 state() {
   local now=ACTIVE
   if ! $dry_run; then
@@ -170,7 +171,7 @@ state() {
   echo "$now"
 }
 
-# explained COMMAND...: where gcloud fails, adds what that usually means.
+# explained COMMAND...: runs COMMAND; if gcloud fails, says what that usually means.
 explained() {
   local errors code=0 hint
   errors=$(mktemp)
@@ -246,7 +247,7 @@ setup() {
   call git -C "$root" bundle create -q "$bundle" HEAD
   tpus tpu-vm scp "$bundle" "$name:digitnet.bundle" --worker=all ||
     fail "$name: the code could not be copied"
-  # What a host has of an earlier setup, runs among it, stays.
+  # A host keeps what it has from an earlier setup, including its runs.
   local unpack='[ -d digitnet ] || git clone -q digitnet.bundle digitnet'
   on_hosts all "{ $unpack; } && bash digitnet/scripts/tpu_worker.sh setup" ||
     fail "$name: setup failed; see above"
@@ -297,7 +298,7 @@ delete() {
     queued=false
   fi
   if $queued; then
-    # --force deletes the TPU too, and not only the request.
+    # --force also deletes the TPU, not only the request.
     explained tpus queued-resources delete "$name" --force --quiet
   else
     explained tpus tpu-vm delete "$name" --quiet
@@ -316,7 +317,7 @@ resume() {
         mistake "$name is there: setup, if it has not been, and run go on with it"
       fi
       ;;
-    # Absent, or asked for already by a resume that was broken off: create sees to it.
+    # Absent, or already requested by an interrupted resume: create handles both.
   esac
   is_deleted=false
   create

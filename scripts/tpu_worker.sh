@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What scripts/tpu.sh runs on each host of a TPU; nobody else needs it.
+# Run by scripts/tpu.sh on each host of a TPU; not meant for direct use.
 #   bash scripts/tpu_worker.sh setup
 #   bash scripts/tpu_worker.sh start NAME BUCKET [FLAGS of main.py]
 #   bash scripts/tpu_worker.sh status NAME
@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 
-# Brings the commit of ../digitnet.bundle, and what it needs; runs/ stays.
+# Checks out the commit of ../digitnet.bundle and installs its dependencies; keeps runs/.
 setup() {
   local pid
   for pid in runs/*.pid; do
@@ -18,7 +18,7 @@ setup() {
   done
   git fetch -q ../digitnet.bundle HEAD
   git checkout -qf --detach FETCH_HEAD
-  # Images with Ubuntu 22.04 have Python 3.10, which JAX no longer supports.
+  # TPU images with Ubuntu 22.04 have Python 3.10, which JAX no longer supports.
   if [ -z "${PYTHON:-}" ] && ! find_python >/dev/null 2>&1; then
     echo "$(hostname): bringing a newer Python"
     python3 -m pip install -q --user uv
@@ -27,7 +27,7 @@ setup() {
     export PYTHON
   fi
   set_up
-  # The locked JAX, with the TPU's own library beside it.
+  # The locked version of JAX, together with the TPU library.
   local version
   version=$("$python" -c 'import importlib.metadata as m; print(m.version("jax"))')
   "$python" -m pip install -q --disable-pip-version-check "jax[tpu]==$version"
@@ -37,7 +37,7 @@ setup() {
 is_running() {
   local pid
   pid=$(cat "runs/$1.pid" 2>/dev/null) && kill -0 "$pid" 2>/dev/null &&
-    # Ended, though nobody has asked how.
+    # A zombie has ended; its exit code has not been collected yet.
     ! grep -q '^State:[[:space:]]*Z' "/proc/$pid/status"
 }
 
@@ -48,14 +48,14 @@ start() {
     echo "$(hostname): $name is running already"
     return
   fi
-  # A session of its own, so that it outlives the connection.
+  # In its own session, so that it outlives the connection.
   setsid nohup bash scripts/tpu_worker.sh train "$@" >"runs/$name.log" 2>&1 </dev/null &
   echo $! >"runs/$name.pid"
   echo "$(hostname): $name started"
 }
 
-# Host 0 has the workdir; the others only compute. Who does not know its number must not
-# train: it might copy an old workdir over that of host 0.
+# Whether this is host 0, which has the workdir; the others only compute. A host that cannot
+# find out its number must not train: it might copy an old workdir over that of host 0.
 is_first() {
   local number
   number=$(curl -sf --retry 5 -H 'Metadata-Flavor: Google' \
@@ -73,8 +73,8 @@ train() {
   if [ -n "$bucket" ] && is_first; then
     mirrors=true
     mkdir -p "$workdir"
-    # Before the first run there is nothing; a copy that fails must not pass for that, or
-    # a new run would take the place of the one in the bucket.
+    # Before the first run the bucket is empty. A failed copy must not be taken for an empty
+    # bucket, or a new run would replace the one in the bucket.
     if gcloud storage ls "$bucket/$name/" >/dev/null 2>runs/ls.err; then
       gcloud storage rsync --recursive "$bucket/$name" "$workdir"
     elif ! grep -q 'matched no objects' runs/ls.err; then
@@ -84,8 +84,8 @@ train() {
   fi
   "$python" main.py "--workdir=$workdir" --start_timeout=300 "$@" &
   trainer=$!
-  # When the host is taken back every process on it gets SIGTERM: the run saves and ends,
-  # and this script copies it once more.
+  # When the host is preempted, every process on it gets SIGTERM: the run saves and ends, and
+  # this script copies the workdir once more.
   trap : TERM
   while kill -0 $trainer 2>/dev/null; do
     sleep 1 || true
@@ -100,7 +100,8 @@ train() {
   return $code
 }
 
-# A checkpoint caught in mid-copy fails its digests, and the one before it is used.
+# A checkpoint that is copied while it is being written fails its digests when it is restored,
+# and the one before it is used.
 copy_to() {
   gcloud storage rsync --recursive --delete-unmatched-destination-objects \
     --exclude='.*(tmp|lock).*' "$workdir" "$1" >/dev/null 2>&1 ||

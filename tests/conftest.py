@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures and helpers that several test files share."""
 
 import logging
 import os
@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tempfile
 
-# Most tests compile the same small programs, many of them in processes of their
-# own: these read what an earlier one compiled. Set before JAX is imported; the
-# processes that pytest-xdist starts inherit it.
+# Most tests compile the same small programs, many of them in their own processes. These
+# share a compilation cache. Set before JAX is imported; the processes that pytest-xdist
+# starts inherit it.
 _COMPILED = tempfile.TemporaryDirectory(prefix='digitnet-tests-')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _COMPILED.name)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-# Nor does one of them take most of a GPU's memory.
+# Keeps each process from taking most of a GPU's memory.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 # pylint: disable=g-import-not-at-top
@@ -26,13 +26,13 @@ from configs import default
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# For processes whose figures are compared with nothing to the bit: XLA then takes a
-# third of its time.
+# For processes whose results are not compared bit for bit: XLA compiles in a third of the
+# time.
 QUICKLY_COMPILED = {
     'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 }
 
-# Files that take from two minutes down to half a one.
+# The files that take the longest, from two minutes down to half a minute.
 _LONGEST = (
     'test_readme', 'faults/test_second_start', 'faults/test_kills', 'faults/test_cluster',
     'test_export', 'test_browser', 'test_train', 'test_cluster', 'test_devices',
@@ -40,7 +40,7 @@ _LONGEST = (
     'faults/test_fuzz', 'test_report', 'test_predict', 'test_imaging',
 )  # fmt: skip
 
-# A network and a run small enough for a second: tests change what they test.
+# A network and a run that take about a second; tests override what they are about.
 TINY = {
     'data.source': 'bundled',
     'batch_size': 64,
@@ -64,9 +64,9 @@ def pytest_collection_modifyitems(items):
 
 
 def random_params(net, seed=0):
-  """Parameters of a usual size, biases too, where it does not matter which.
+  """Random params of typical magnitude, nonzero biases included.
 
-  By NumPy, since compiling what draws the initial ones takes seconds for each network.
+  Drawn by NumPy, since compiling the initializers takes seconds for each network.
   """
   import jax
   from digitnet import model as model_lib
@@ -82,7 +82,7 @@ def random_params(net, seed=0):
 
 @pytest.fixture
 def tiny_config():
-  """Builds the real default config, shrunk; keywords with dots by a dict."""
+  """Builds the default config, shrunk by `TINY`; overrides are given by dotted name."""
 
   def build(overrides=None):
     config = default.get_config()
@@ -94,7 +94,7 @@ def tiny_config():
 
 @pytest.fixture(scope='session')
 def train_tiny(tmp_path_factory):
-  """Trains the small network in a new folder, which it returns."""
+  """Trains the small network in a new workdir; returns the workdir."""
   from digitnet import train
 
   def run(duration, overrides=None):
@@ -111,7 +111,7 @@ def train_tiny(tmp_path_factory):
 
 @pytest.fixture
 def tiny_flags():
-  """The same as flags of main.py."""
+  """Builds the config of `tiny_config` as flags of main.py."""
 
   def build(overrides=None):
     values = {**TINY, **(overrides or {})}
@@ -133,7 +133,7 @@ def mnist_dir():
 
 @pytest.fixture(scope='session')
 def prepared(mnist_dir, tmp_path_factory):
-  """TFDS' folder, prepared from the files; and the corpus of that first start."""
+  """TFDS's folder, prepared from the files, and the corpus that this first load returned."""
   from digitnet.data import tfds_source
 
   folder = tmp_path_factory.mktemp('tfds')
@@ -163,9 +163,9 @@ def run_python():
 
 @pytest.fixture
 def run_script(monkeypatch, capsys):
-  """Runs a script as `run_python` does, but within this process, which has JAX already.
+  """Runs a script like `run_python`, but in this process, which has imported JAX already.
 
-  That each starts by itself too is shown by the commands of the README.
+  tests/test_readme.py shows that each script also starts in its own process.
   """
   from digitnet import cli
   from digitnet import environment
@@ -177,12 +177,12 @@ def run_script(monkeypatch, capsys):
       patch.chdir(ROOT)
       patch.setattr(sys, 'argv', [path, *map(str, args)])
       patch.setattr(environment, 'prepare', lambda: None)
-      patch.setattr(sys, 'unraisablehook', sys.unraisablehook)  # Put back at the end,
-      on_sigterm = signal.getsignal(signal.SIGTERM)  # as is what `cli.run` sets.
+      patch.setattr(sys, 'unraisablehook', sys.unraisablehook)  # `cli.run` sets this
+      on_sigterm = signal.getsignal(signal.SIGTERM)  # and this: both are restored.
       levels = {name: logging.getLogger(name).level for name in ('absl', 'asyncio')}
       try:
         code = cli.run(main)
-      except SystemExit as end:  # Of argparse.
+      except SystemExit as end:  # Raised by argparse.
         code = end.code
       finally:
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -212,7 +212,7 @@ def on_devices(run_python):
 
 @pytest.fixture
 def digits():
-  """A few images that only need to be images: [N, 28, 28, 1] uint8, [N] int32."""
+  """Builds random images and labels: [N, 28, 28, 1] uint8 and [N] int32."""
 
   def build(num, seed=0):
     rng = np.random.default_rng(seed)

@@ -1,20 +1,20 @@
-"""The way of a pen that leaves a given digit."""
+"""Pen strokes that draw a given digit."""
 
 import numpy as np
 from scipy import ndimage
 
 
 def of_image(image: np.ndarray) -> list[list[tuple[float, float]]]:
-  """Strokes along the middle of a digit's lines.
+  """Strokes along the centre lines of a digit.
 
   Args:
     image: [28, 28, 1] uint8.
 
   Returns:
-    For each connected part its (x, y) points in [0, 1]; the pen goes back over lines it
-    has drawn where they fork.
+    For each connected part, its (x, y) points in [0, 1]. Where lines fork, the pen goes back
+    over lines that it has drawn.
   """
-  # Twice as fine, so that thin loops stay open.
+  # Twice the resolution, so that thin loops stay open.
   ink = ndimage.zoom(image[..., 0].astype(float), 2, order=1) > 110
   skeleton = _thinned(np.pad(ink, 1))
   parts, count = ndimage.label(skeleton, np.ones((3, 3)))
@@ -23,14 +23,14 @@ def of_image(image: np.ndarray) -> list[list[tuple[float, float]]]:
     points = set(zip(*np.nonzero(parts == part)))
     if len(points) > 3:
       way = _walk(points)
-      # A pen moves in straight lines from one to the next: half of them will do.
+      # The pen moves in straight lines between points, so every second point is enough.
       way = [*way[:-1:2], way[-1]]
       strokes.append([(x / len(skeleton), y / len(skeleton)) for y, x in way])
   return strokes
 
 
 def _thinned(ink):
-  """Lines of one pixel (Zhang and Suen, 1984)."""
+  """Thins strokes to lines of one pixel (Zhang and Suen, 1984)."""
   ink = ink.copy()
   while True:
     before = ink.sum()
@@ -52,12 +52,12 @@ def _thinned(ink):
 
 
 def _walk(points):
-  """A way over all points of a connected set, from one of its ends."""
+  """A path over all points of a connected set, from one of its ends."""
 
   def neighbours(point):
     y, x = point
     near = [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    # Straight ones first: fewer corners are cut.
+    # Straight neighbours before diagonal ones, so that fewer corners are cut.
     return sorted(
         (p for p in near if p in points and p != point),
         key=lambda p: abs(p[0] - y) + abs(p[1] - x),

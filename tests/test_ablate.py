@@ -35,7 +35,7 @@ def _run(num_errors, test=None):
 
 
 def test_differences_are_in_pairs():
-  """Repeats of other seeds are compared, or a failed one counts as no error."""
+  """Repeats with different seeds are compared, or a failed one counts as having no errors."""
   rows = ablate.summarize({
       'worse': [_run(13), None, _run(15)],
       'baseline': [_run(10), _run(50), _run(11)],
@@ -50,7 +50,7 @@ def test_differences_are_in_pairs():
 
 
 def test_differences_that_are_all_the_same_have_no_p():
-  """Rounding alone makes their spread, and a chance difference is called certain."""
+  """Rounding errors pass for spread, and a chance difference is called certain."""
   counts = {'baseline': (28, 37), 'mine': (31, 40)}
   rows = ablate.summarize({
       name: [{**_run(n), 'validation': {'num_errors': n, 'num_examples': 4200}} for n in both]
@@ -60,7 +60,7 @@ def test_differences_that_are_all_the_same_have_no_p():
 
 
 def test_a_killed_run_is_a_failed_one(tmp_path, capfd):
-  """The kernel takes one run's memory, and all the others are stopped as a mistake."""
+  """The kernel kills one run for want of memory, and all others stop as after a mistake."""
   args = argparse.Namespace(set=[], score_test=False, output=tmp_path)
   killed = types.SimpleNamespace(run=lambda *_, **__: (-9, 'digitnet: a warning'))
   assert ablate._run('baseline', 0, args, killed) is None
@@ -68,7 +68,7 @@ def test_a_killed_run_is_a_failed_one(tmp_path, capfd):
 
 
 def test_a_failed_run_leaves_the_others_and_a_mistake_ends_them(tmp_path, capfd, monkeypatch):
-  """One loss of NaN takes all other runs with it, or a mistake is made thirty times."""
+  """One run with a NaN loss ends all others, or a mistake is repeated in thirty runs."""
   args = argparse.Namespace(set=[], score_test=False, output=tmp_path)
   asked = []
 
@@ -81,7 +81,7 @@ def test_a_failed_run_leaves_the_others_and_a_mistake_ends_them(tmp_path, capfd,
   monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
   assert run(1, 'a warning\ndigitnet: step 3: loss is nan\n') is None
   assert 'repeat 0: failed: digitnet: step 3: loss is nan\n' in capfd.readouterr().err
-  # Else the first of several would take most of a GPU's memory; but that is the user's.
+  # Otherwise the first run takes most of a GPU's memory; but the user's setting wins.
   assert asked[-1]['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'false'
   monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'true')
   with pytest.raises(UserError, match='baseline, repeat 0: no word'):
@@ -130,7 +130,7 @@ def test_each_variant_is_run_once_beside_the_baseline(tmp_path, monkeypatch):
 
 
 def test_after_ctrl_c_no_other_run_begins(monkeypatch):
-  """Each Ctrl-C ends one run, and begins the next of hundreds."""
+  """Ctrl-C ends only one run, and the next of hundreds begins."""
   begun = []
 
   def run(variant, repeat, *_):
@@ -143,7 +143,7 @@ def test_after_ctrl_c_no_other_run_begins(monkeypatch):
   args = argparse.Namespace(jobs=1, repeats=20, first_repeat=0)
   with pytest.raises(KeyboardInterrupt):
     ablate._run_all(['plain'], args)
-  assert len(begun) < 5  # The next may have begun before it was told.
+  assert len(begun) < 5  # The next may begin before it is cancelled.
 
 
 def test_a_comparison_is_resumed_and_leaves_its_tables(tmp_path, run_python, tiny_flags):
@@ -207,7 +207,7 @@ def test_stopping_it_stops_its_runs_which_save(tmp_path, tiny_flags, signum):
   assert process.returncode == 128 + signum, stderr
   for log in logs:
     workdir = Workdir(str(log.with_suffix('')))
-    with lock.hold(workdir.path / 'lock'):  # Which a living run would have.
+    with lock.hold(workdir.path / 'lock'):  # A living run would hold it.
       checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
       assert checkpoints.steps
       checkpoints.close()
@@ -265,7 +265,7 @@ def test_mistakes_are_told(tmp_path, run_script, arguments, complaint):
 
 
 def test_spread_and_test_score_are_what_they_are_called():
-  """The spread is that of all there are, or the test column is validation's."""
+  """The spread divides by n, not n - 1, or the test column shows validation."""
   test = lambda num_errors: {'num_errors': num_errors, 'num_examples': 200}
   (row,) = ablate.summarize({'baseline': [_run(10, test(1)), _run(14, test(3))]})
   assert row['std'] == pytest.approx(0.4 / 2**0.5)
@@ -273,6 +273,6 @@ def test_spread_and_test_score_are_what_they_are_called():
 
 
 def test_folds_take_turns_in_the_number_that_was_set():
-  """Halves are validated in tenths' order."""
+  """Folds are chosen as if there were ten, whatever number was set."""
   args = argparse.Namespace(set=['data.num_folds=5'], score_test=False)
   assert '--config.data.fold=3' in ablate._config_flags('plain', 8, args)

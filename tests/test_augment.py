@@ -1,4 +1,4 @@
-"""The random changes: what each does to an image, and whose chance it is."""
+"""Augmentation: what each change does to an image, and which key it depends on."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import pytest
 
 from digitnet import augment
 
-# For many changes at once: outside of jit each operation is compiled by itself.
+# For calls with many changes: outside jit, JAX compiles each operation separately.
 _augment = jax.jit(augment.augment, static_argnums=2)
 
 
@@ -35,7 +35,7 @@ def test_zero_strength_is_the_identity(digits):
   images = jnp.asarray(digits(4)[0], jnp.float32)
   out = augment.augment(images, _keys(4), augment.Strengths())
   assert out is images
-  # Tiny strengths take the sampling path, and come out the same.
+  # Tiny strengths take the sampling path, with the same result.
   out = augment.augment(images, _keys(4), augment.Strengths(rotation=1e-9))
   np.testing.assert_allclose(out, images, atol=1e-3)
 
@@ -54,7 +54,7 @@ def test_values_stay_in_range(digits):
 
 @pytest.mark.parametrize('where', [(8.0, 19.0), (13.5, 20.0)])
 def test_rotation_turns_about_the_centre(where):
-  """The image is moved, or turned by radians taken for degrees."""
+  """The image is moved as well, or degrees are taken for radians."""
   blob = jnp.repeat(_blob(*where), 64, axis=0)
   out = augment.augment(blob, _keys(64), augment.Strengths(rotation=30))
   start = np.array(where) - 13.5
@@ -69,7 +69,7 @@ def test_rotation_turns_about_the_centre(where):
 
 
 def test_translation_is_in_pixels_for_each_axis():
-  """One draw moves both axes, or the strength is a fraction."""
+  """One draw moves both axes, or the strength is taken for a fraction of the size."""
   blob = jnp.repeat(_blob(13, 14), 64, axis=0)
   out = augment.augment(blob, _keys(64), augment.Strengths(translation=3))
   moves = np.array([_centre(image) for image in out]) - [13, 14]
@@ -97,13 +97,13 @@ def test_shear_moves_columns_by_rows():
 
 
 def test_elastic_bends_smoothly_by_pixels():
-  """The strength is not in pixels, all move alike, or neighbours are torn apart."""
+  """The strength is not in pixels, all pixels move alike, or neighbours are torn apart."""
   size = (28, 28)
   moves = jnp.stack([
       augment._displacements(size, key, 2.0) for key in _keys(50)
   ])
   assert moves.shape == (50, 2, 28, 28)
-  # A cubic through normal draws swings less between them than at them.
+  # Cubic interpolation of normal draws varies less between the points than at them.
   assert 1.2 < float(moves.std()) < 2.4
   across = np.abs(np.diff(moves, axis=-1))
   assert 0.02 < across.mean() and across.max() < 2.0
@@ -126,7 +126,7 @@ def test_thickness_goes_both_ways(digits):
 
 
 def test_noise_is_of_its_strength():
-  """All images are equally noisy, or twice as much as they should be; or it has a bias."""
+  """All images are equally noisy, the noise is twice as strong as it should be, or biased."""
   images = jnp.full((400, 28, 28, 1), 0.5)
   out = np.asarray(augment.augment(images, _keys(400), augment.Strengths(noise=0.1)))
   deviations = out.std(axis=(1, 2, 3))
@@ -136,7 +136,7 @@ def test_noise_is_of_its_strength():
 
 
 def test_noise_comes_to_its_share_of_the_images_alone():
-  """The share makes all noise weaker, or decides together with its strength."""
+  """The share makes all noise weaker, or which images are noisy depends on its strength."""
   images = jnp.full((400, 28, 28, 1), 0.5)
   strengths = augment.Strengths(noise=0.1)
   of_all = np.asarray(augment.augment(images, _keys(400), strengths))
@@ -149,7 +149,7 @@ def test_noise_comes_to_its_share_of_the_images_alone():
 
 
 def test_inversion_turns_its_share_of_the_images_as_they_are(digits):
-  """All are inverted, or the border that comes from beyond the image stays black."""
+  """All images are inverted, or background from beyond the border stays black."""
   images = jnp.repeat(jnp.asarray(digits(1)[0], jnp.float32) / 255, 400, axis=0)
   moved = augment.Strengths(translation=3, noise=0.1)
   before = augment.augment(images, _keys(400), moved)
@@ -176,7 +176,7 @@ def test_cutout_is_a_square_of_its_side():
 
 
 def test_each_change_has_draws_of_its_own(digits):
-  """Another change that is switched on alters how far the images are turned."""
+  """Switching on another change alters how far the images are rotated."""
   images = jnp.asarray(digits(4)[0], jnp.float32) / 255
   turned = augment.augment(images, _keys(4), augment.Strengths(rotation=20))
   cut = augment.augment(images, _keys(4), augment.Strengths(rotation=20, cutout=5))
@@ -195,7 +195,7 @@ def test_chance_belongs_to_the_example(digits):
 
 
 def test_scale_is_a_smaller_strength(digits):
-  """The end of training has another strength than it says, or one that is not traced."""
+  """Training ends with another strength than configured, or the scale cannot be traced."""
   images = jnp.asarray(digits(3)[0], jnp.float32) / 255
   whole = augment.Strengths(
       rotation=20, zoom=0.2, shear=0.2, translation=2, elastic=1, thickness=0.4,
@@ -210,14 +210,14 @@ def test_scale_is_a_smaller_strength(digits):
 
 
 def test_fade_is_of_the_last_steps_alone():
-  """All of the run is trained on weak changes, or none of it."""
+  """All of the run has weak augmentation, or none of it."""
   scales = [float(augment.fade(step, 10, 3, 0.25)) for step in range(10)]
   assert scales == [1.0] * 7 + [0.25] * 3
   assert float(augment.fade(9, 10, 0, 0.25)) == 1.0
 
 
 def test_mixup_is_a_weighted_mean_with_another_image(digits):
-  """The partner is always the same, shares are one a batch, or weights miss one."""
+  """The partner is always the same, a batch has one share, or weights do not add up to 1."""
   others = digits(12)[0]
   images = jnp.repeat(others[:1], 64, axis=0)
   mixed, places, shares = augment.mix(
@@ -231,7 +231,7 @@ def test_mixup_is_a_weighted_mean_with_another_image(digits):
 
 
 def test_mixup_follows_beta_and_its_scale():
-  """The strength is not alpha, or a faded one is not a number."""
+  """The strength is not used as alpha, or a strength faded to 0 gives NaN."""
   images = jnp.zeros((2000, 1, 1, 1), jnp.uint8)
   draw = jax.jit(lambda scale: augment.mix(
       images, _keys(2000), images, augment.Strengths(mixup=0.4), scale
@@ -244,7 +244,7 @@ def test_mixup_follows_beta_and_its_scale():
 
 
 def test_each_change_is_drawn_apart():
-  """Both axes are zoomed alike, or what is turned is always sheared and moved as well."""
+  """Both axes are zoomed alike, or one draw decides rotation, shear and translation."""
   amounts = []
   for name, axes in (
       ('rotation', [1]), ('shear', [1]), ('zoom', [0, 1]), ('translation', [0, 1])
@@ -258,7 +258,7 @@ def test_each_change_is_drawn_apart():
 
 
 def test_inversion_comes_last():
-  """A hole in white paper is black."""
+  """Cutout leaves a black hole in an inverted image."""
   images, holes = jnp.full((400, 28, 28, 1), 0.7), augment.Strengths(cutout=6)
   before = augment.augment(images, _keys(400), holes)
   inverting = dataclasses.replace(holes, inverted_share=0.25)
@@ -268,7 +268,7 @@ def test_inversion_comes_last():
 
 
 def test_background_comes_in_from_beyond_the_border():
-  """Ink at the border is smeared over the place that it leaves."""
+  """Ink at the border is smeared over the area that it moves away from."""
   strengths = augment.Strengths(translation=6)
   out = augment.augment(jnp.ones((8, 28, 28, 1)), _keys(8), strengths)
   assert (out.min(axis=(1, 2, 3)) == 0).all()

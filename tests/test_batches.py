@@ -28,7 +28,7 @@ def test_a_pass_holds_each_example_once(size, batch_size):
 
 
 def test_order_follows_the_seed():
-  """All seeds walk the same order."""
+  """All seeds give the same order."""
   first, other = (batches.train_batch(0, 100, 100, seed)[0] for seed in (0, 1))
   assert first.tolist() != other.tolist()
 
@@ -57,6 +57,6 @@ def test_num_images_counts_what_was_seen(step):
 
 
 def test_the_first_pass_is_not_in_the_order_of_the_split():
-  """Images are seen in the very order that decided which are trained on."""
+  """The first pass has the same order as the permutation that was cut into splits."""
   first, _ = batches.train_batch(0, 100, 100, 0)
   assert first.tolist() != splits.permutation(100, 0).tolist()

@@ -25,9 +25,9 @@ def benchmark(monkeypatch):
 
 
 def test_digitnet_beside_plain_linen(benchmark, monkeypatch, capsys):
-  """A peer that no longer runs, or computes another loss."""
+  """A peer no longer runs, or computes another loss."""
   alternate = benchmark.Bench._alternate
-  # Of each one time, since nobody looks at how long it was.
+  # One call each, since the times do not matter here.
   monkeypatch.setattr(
       benchmark.Bench, '_alternate', lambda self, do, size, num: alternate(self, do, size, 1)
   )
@@ -61,7 +61,7 @@ def test_another_loss_is_refused(benchmark, monkeypatch, tmp_path):
       pass
 
   monkeypatch.setattr(benchmark, 'Worker', Worker)
-  # A GPU, whose products round, is allowed more.
+  # A GPU gets a larger tolerance, since it rounds products.
   monkeypatch.setattr(machine, 'devices', lambda: {'platform': 'cpu'})
   args = type('Args', (), {'peers': ['digitnet', 'linen']})
   with pytest.raises(UserError, match='linen: its loss is 2.301, not 2.3'):
@@ -83,7 +83,7 @@ def test_ratios_say_how_much_faster_the_first_is(benchmark):
 
 
 def test_a_peer_that_is_not_there_is_named(run_script, tmp_path):
-  """A missing framework ends in a traceback of its worker's."""
+  """A missing framework ends in its worker's traceback."""
   script = tmp_path / 'python'
   script.write_text('#!/bin/sh\necho No module named torch >&2; exit 1\n')
   script.chmod(0o755)
@@ -100,7 +100,7 @@ def test_a_peer_that_is_not_there_is_named(run_script, tmp_path):
 
 @pytest.fixture
 def peers(benchmark, monkeypatch, tmp_path):
-  """A benchmark of peers that are not there; `asked` of them, and their `answers` in turn."""
+  """A benchmark with fake peers: `asked` records the commands, `answers` replies to them."""
 
   def build(*names, **args):
     bench = benchmark.Bench(
@@ -129,7 +129,7 @@ def peers(benchmark, monkeypatch, tmp_path):
 
 
 def test_bfloat16_differs_by_no_more_than_its_rounding(peers, monkeypatch):
-  """Another network is timed in eight bits, or none ever is."""
+  """A different network is timed in bfloat16, or every bfloat16 peer is refused."""
   monkeypatch.setattr(machine, 'devices', lambda: {'platform': 'cpu'})
   bench = peers('digitnet', 'digitnet-bf16')
   losses = {'digitnet': 2.3, 'digitnet-bf16': 2.31}
@@ -141,7 +141,7 @@ def test_bfloat16_differs_by_no_more_than_its_rounding(peers, monkeypatch):
 
 
 def test_peers_are_timed_by_turns_without_the_first_time(peers):
-  """A slow minute meets one peer alone, or the page faults of a turn's start are timed."""
+  """A slow minute affects one peer only, or page faults at the start of a turn are timed."""
   bench = peers('digitnet', 'torch')
   bench.answers = lambda peer, do, size, num: [9.0] * (num == 5) + [1.0, 2.0, 3.0, 2.5]
   rows = bench._alternate('train', 8, 4)
@@ -166,7 +166,7 @@ def test_a_cold_start_has_an_empty_cache(peers):
 
 
 def test_a_pass_beside_as_many_bare_steps(benchmark, peers, monkeypatch):
-  """The cost of a pass is told against other steps than it has, or as theirs."""
+  """A pass is compared with another number of steps than it has, or the two are swapped."""
   size = default.get_config().batch_size
   assert benchmark._STEPS_A_PASS == batches.num_steps_per_pass(37_800, size)
   bench = peers('linen', 'digitnet')
@@ -178,7 +178,7 @@ def test_a_pass_beside_as_many_bare_steps(benchmark, peers, monkeypatch):
 
 
 def test_the_files_are_what_was_printed(benchmark, monkeypatch, tmp_path, capsys):
-  """An hour of measurements ends in an error, or fewer images are timed than is said."""
+  """An hour of measurements ends in an error, or fewer images are prepared than are timed."""
   prepared = []
   monkeypatch.setattr(benchmark, '_write_inputs', lambda folder, num: prepared.append(num))
 

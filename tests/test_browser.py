@@ -1,7 +1,6 @@
-"""The page to draw on, in a real Chromium, as a person uses it.
+"""The demo page in a real Chromium, as a person uses it.
 
-Skipped where there is no Chromium: put one on the PATH, or run `playwright install
-chromium`.
+Skipped if there is no Chromium: put one on the PATH, or run `playwright install chromium`.
 """
 
 import io
@@ -47,7 +46,7 @@ def test_split(mnist_dir):
 
 @pytest.fixture(scope='module')
 def address(train_tiny, mnist_dir):
-  """Of a server with a small network that can read."""
+  """The address of a server whose small network can read digits."""
   workdir = train_tiny('400 steps', {
       'data.source': 'idx', 'data.dir': str(mnist_dir), 'batch_size': 128,
       'model.conv_features': ((8,), (16,)), 'model.dense_features': (64,),
@@ -85,7 +84,7 @@ class _opened:
     page.on('pageerror', lambda error: self._faults.append(str(error)))
     page.on(
         'console',
-        # That a request was refused is what some tests are about.
+        # Some tests provoke refused requests.
         lambda line: line.type == 'error'
         and 'Failed to load resource' not in line.text
         and self._faults.append(line.text),
@@ -114,7 +113,7 @@ def _draw(page, lines):
 
 
 def _until(page, condition):
-  """Waits; Playwright's own way is what the page's content policy forbids."""
+  """Waits until `condition` holds; the page's content policy forbids Playwright's own wait."""
   end = time.monotonic() + 30
   while not page.evaluate(condition):
     assert time.monotonic() < end, condition
@@ -127,14 +126,14 @@ def _answer(page):
 
 
 def _typical(split, digit):
-  """The image of a digit that is most like all the others."""
+  """The image of a digit that is closest to the mean of all its images."""
   images = split.images[split.labels == digit]
   distance = ((images - images.mean(axis=0)) ** 2).sum(axis=(1, 2, 3))
   return images[distance.argmin()]
 
 
 def test_all_ten_digits_drawn_by_mouse(page, test_split):
-  """What a person draws is not what the network was trained to read."""
+  """Drawn digits differ from those that the network was trained on, and are misread."""
   read = []
   for digit in range(10):
     _draw(page, strokes.of_image(_typical(test_split, digit)))
@@ -200,13 +199,13 @@ def test_clearing_in_mid_stroke_ends_the_stroke(page):
 
 
 def test_the_keyboard_draws_too(page):
-  """Who has no mouse cannot draw."""
+  """A user without a mouse cannot draw."""
   page.locator('#paper').focus()
   for key, times in (('ArrowUp', 16), (' ', 1), ('ArrowDown', 32), (' ', 1)):
     for _ in range(times):
       page.keyboard.press(key)
   assert _answer(page) == '1'
-  # A key that is held is one press: the pen is down, and up after the next.
+  # A held key counts as one press: the pen goes down, and up at the next press.
   page.keyboard.down(' ')
   for _ in range(3):
     page.keyboard.down(' ')
@@ -214,7 +213,7 @@ def test_the_keyboard_draws_too(page):
   assert page.locator('#spoken').text_content() == 'pen down'
   page.keyboard.press(' ')
   page.keyboard.press('Control+z')
-  # Said once the drawing rests.
+  # Announced once the drawing is left alone.
   _until(page, "document.getElementById('spoken').textContent.startsWith('1, ')")
   assert page.get_by_role('status').count() >= 1
   # Each control has a name, and the bars are a table that can be read aloud.
@@ -240,10 +239,10 @@ def test_opened_pictures_are_read(page, test_split, tmp_path):
   page.locator('#file').set_input_files(tmp_path / 'number.png')
   _until(page, 'digits.length === 3')
   assert _answer(page) == '407'
-  # Each of them can be looked at.
+  # Each digit of the row can be selected.
   page.locator('#row button').nth(2).click()
   assert page.locator('#bars tr.best th').inner_text() == '7'
-  # Drawing takes the picture's place.
+  # A drawing replaces the picture.
   page.locator('#several').uncheck()
   _draw(page, _SEVEN)
   _until(page, 'digits.length === 1')

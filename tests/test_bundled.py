@@ -28,7 +28,7 @@ def test_digits_have_mnists_form():
 
 
 def test_digits_are_those_of_scikit_learn():
-  """Its file has moved, or has other columns."""
+  """scikit-learn's file has moved, or has other columns."""
   digits = datasets.load_digits()
   corpus = bundled.load()
   np.testing.assert_array_equal(corpus.train.labels, digits.target)

@@ -22,12 +22,12 @@ def test_bins_hold_every_image_once():
 
 
 def test_error_is_the_gap_of_each_bin_by_its_images():
-  """Bins weigh alike, gaps of two bins cancel, or 1.0 falls out of the last bin."""
+  """Bins have equal weights, gaps of two bins cancel, or 1.0 falls out of the last bin."""
   probs = _probs([1.0, 1.0, 0.8, 0.8, 0.8, 0.8])
   labels = np.array([3, 3, 3, 3, 0, 0])  # all, then half, are right
   error = calibration.expected_calibration_error(probs, labels)
   assert error == pytest.approx(4 / 6 * 0.3, rel=1e-5)
-  # One bin over, one under its confidence: the gaps add up.
+  # One bin is over its confidence and one under: the gaps add up.
   labels = np.array([3, 0, 3, 3, 3, 3])
   error = calibration.expected_calibration_error(probs, labels)
   assert error == pytest.approx(2 / 6 * 0.5 + 4 / 6 * 0.2, rel=1e-5)

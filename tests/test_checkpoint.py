@@ -1,4 +1,4 @@
-"""Saved is what is restored; the newest and the best stay."""
+"""What is restored is what was saved; the newest and the best checkpoints are kept."""
 
 import shutil
 
@@ -88,7 +88,7 @@ def test_round_trip_is_exact(open_folder, has_average):
 
 
 def test_arrays_are_written_as_they_are(open_folder, tmp_path):
-  """Every save takes time from the training, to compress what cannot be."""
+  """Every save slows training, to compress arrays that hardly compress."""
   state = _state(width=4096, step=1, value=0.5)
   checkpoints = open_folder()
   checkpoints.save(state, _progress())
@@ -112,7 +112,7 @@ def test_newest_and_best_stay(open_folder, tmp_path):
 
 
 def test_best_breaks_ties_by_loss():
-  """Of two equal counts the worse network is taken."""
+  """Of two networks with equal error counts, the one with the higher loss is taken."""
   progress = _progress((1, 4), (2, 4))
   progress.evaluations[1]['loss'] = 0.05
   assert progress.best_step == 2
@@ -122,7 +122,7 @@ def test_best_breaks_ties_by_loss():
 def test_a_state_may_be_overwritten_while_it_is_saved(open_folder):
   """The next step, which the state is donated to, changes what is written."""
   checkpoints = open_folder()
-  width = 3000  # enough to write that the step comes first
+  width = 3000  # large enough for a step to finish before the write does
   state = _state(width, value=1.5).replace(step=jnp.int32(3))
   state = parallel.replicate(state)
   add = parallel.pmap(

@@ -1,4 +1,4 @@
-"""Each way to end has its exit code and one line."""
+"""Each way to end has its exit code and prints one line."""
 
 import os
 import signal
@@ -98,6 +98,6 @@ sys.exit(cli.run(main))
 
 @pytest.mark.parametrize('text', ['0', '-1'])
 def test_numbers_start_at_one(text):
-  """No view at all is averaged to NaN."""
+  """The mean over no views at all is NaN."""
   with pytest.raises(ValueError):
     cli.positive(text)

@@ -1,4 +1,4 @@
-"""Several processes: how they find each other, and that any of them walk one curve."""
+"""Several processes: how they find each other, and that any number follows the same curve."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ cli.leave(0)
 
 
 def _slurm(number, port):
-  # JAX makes the port of the job's number.
+  # JAX derives the port from the job ID.
   return {
       'SLURM_JOB_ID': str(port - (65535 - 2**12 + 1)), 'SLURM_STEP_NODELIST': 'localhost',
       'SLURM_NTASKS': '2', 'SLURM_PROCID': str(number), 'SLURM_LOCALID': str(number),
@@ -81,7 +81,7 @@ def test_processes_find_each_other_by_their_launchers_variables(variables):
     'variables, found',
     [
         ({}, None),
-        # An interactive shell in an allocation, and a step of one task.
+        # An interactive shell in an allocation, and a job step with one task.
         ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, None),
         ({'SLURM_STEP_NODELIST': 'a', 'SLURM_NTASKS': '1'}, None),
         ({'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_NTASKS': '2'}, 'Slurm'),
@@ -89,7 +89,7 @@ def test_processes_find_each_other_by_their_launchers_variables(variables):
     ],
 )
 def test_launcher(monkeypatch, variables, found):
-  """A process alone waits for others that nobody starts."""
+  """A single process waits for others that nobody starts."""
   for name in list(os.environ):
     if name.startswith(('SLURM_', 'OMPI_')):
       monkeypatch.delenv(name)
@@ -113,7 +113,7 @@ def test_a_cloud_tpu_is_asked_for_its_hosts(monkeypatch):
     [
         ({'/dev/accel0'}, '', {'libtpu'}, 'Cloud TPU'),
         ({'/dev/vfio/0'}, 'tpu,cpu', {'libtpu'}, 'Cloud TPU'),
-        # A GPU that a virtual machine was given, and a host without either.
+        # A GPU that is passed through to a virtual machine, and a host without TPU or GPU.
         ({'/dev/vfio/0'}, '', set(), None),
         ({'/dev/vfio/vfio'}, '', {'libtpu'}, None),
     ],
@@ -132,7 +132,7 @@ def test_a_tpu_is_told_by_its_device_and_its_library(
 
 @pytest.fixture
 def join(monkeypatch):
-  """Calls `cluster.start` with a JAX that joins nobody; tells what came of it."""
+  """Calls `cluster.start` with a fake `jax.distributed`; returns what was seen."""
 
   def run(process_id, fault=None):
     seen = types.SimpleNamespace(is_silent=False)
@@ -167,14 +167,14 @@ def join(monkeypatch):
 
 @pytest.mark.parametrize('process_id', [0, 1])
 def test_a_cluster_that_was_joined_is_kept(join, process_id):
-  """A run ends 25 seconds after its start, as one whose others never came.
+  """A run ends 25 seconds after its start, as if the other processes had never come.
 
-  Or each line comes from every process, or a machine that hangs is missed for minutes.
+  Or every process prints every line, or a machine that hangs goes unnoticed for minutes.
   """
   seen = join(process_id)
   assert seen.given == ('h:1', 2, process_id) and seen.error is None
   assert seen.options['heartbeat_timeout_seconds'] == cluster._HEARTBEAT_SECONDS
-  # Else JAX would be the first to give up, by a crash.
+  # Otherwise JAX would give up first, with a crash.
   assert seen.options['initialization_timeout'] > seen.patience.interval == 5
   assert seen.patience.finished.is_set()
   assert seen.is_silent == (process_id != 0)
@@ -184,7 +184,7 @@ def test_a_cluster_that_was_joined_is_kept(join, process_id):
     'fault', [RuntimeError('port taken'), ValueError('bad'), KeyError('SLURM_LOCALID')]
 )
 def test_a_cluster_that_cannot_be_joined_is_told_in_a_line(join, fault):
-  """A port that is taken ends in a traceback of JAX', and a second end 25 seconds later."""
+  """A port in use ends in a traceback from JAX, or the timeout strikes after the error."""
   seen = join(1, fault)
   assert seen.error.startswith('process 1 of 2 cannot join h:1 (')
   assert seen.patience.finished.is_set()
@@ -201,7 +201,7 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_a_line(join, fault):
     ],
 )
 def test_half_a_cluster_is_none(monkeypatch, given, says):
-  """A process trains alone in the workdir of all, or ends in a traceback."""
+  """A process trains alone in the workdir of all processes, or ends in a traceback."""
 
   def join(*_, **__):
     raise AssertionError('joined')
@@ -223,7 +223,7 @@ def test_what_the_main_process_sends_arrives_to_the_bit(monkeypatch, process_id)
   monkeypatch.setattr(cluster, 'is_main', lambda: process_id == 0)
   from_main = iter(sent.values())
 
-  def broadcast(x):  # As JAX does it: a sum over processes, of which the others bring zeros.
+  def broadcast(x):  # As JAX does it: a sum to which the other processes add zeros.
     other = np.zeros_like(x)
     if process_id:
       other = np.ascontiguousarray(next(from_main)).reshape(-1).view(x.dtype).reshape(x.shape)
@@ -245,7 +245,7 @@ def one_process(train_tiny):
 def test_any_cluster_walks_one_curve(
     run_python, tiny_flags, one_process, tmp_path, processes, devices
 ):
-  """The batch is cut otherwise, an example is counted twice, or a key is a device's."""
+  """The batch is cut differently, an example counts twice, or a key depends on the device."""
   flags = tiny_flags({'log_every': '1 steps'})
   process = run_python(
       'scripts/launch_local.py', f'--processes={processes}',
@@ -258,14 +258,14 @@ def test_any_cluster_walks_one_curve(
   assert [[x[k] for k in keys] for x in ours] == [[x[k] for k in keys] for x in one]
   difference = np.abs([a['loss'] / b['loss'] - 1 for a, b in zip(ours, one)]).max()
   print(f'{processes} x {devices}: losses within {difference:.1e} of 1 x 1')
-  # Rounding alone: far below the 1e-3 that is promised.
+  # Differences come from rounding only, far below the promised 1e-3.
   assert difference < 1e-4
   results = [Workdir(path).load_results() for path in (tmp_path, one_process)]
   assert results[0]['test']['num_examples'] == results[1]['test']['num_examples'] == 719
 
 
 def test_a_cluster_trains_in_bfloat16(run_python, tiny_flags, tmp_path):
-  """Where one process trains by oneDNN, several end with an error of types."""
+  """Several processes end in a dtype error where one process trains with oneDNN."""
   flags = tiny_flags({'duration': '4 steps', 'model.dtype': 'bfloat16'})
   run_python(
       'scripts/launch_local.py', '--processes=2', '--', f'--workdir={tmp_path}', *flags,
@@ -275,7 +275,7 @@ def test_a_cluster_trains_in_bfloat16(run_python, tiny_flags, tmp_path):
 
 
 def test_the_slurm_example_starts_main_on_every_task(tmp_path):
-  """The example has a flag that main.py does not know, or loses those it was given."""
+  """The example passes a flag that main.py does not know, or loses those it was given."""
   srun = tmp_path / 'srun'
   srun.write_text('#!/bin/sh\necho "$PWD:" "$@"\n')
   srun.chmod(0o755)
@@ -298,7 +298,7 @@ def test_the_slurm_example_starts_main_on_every_task(tmp_path):
     ],
 )
 def test_memory_that_runs_out_is_not_blamed_on_another(monkeypatch, text, raised, says):
-  """Every process says that another one has ended and said why, and none has."""
+  """Every process blames another one for its end, and none gives the reason."""
   monkeypatch.setattr(cluster, 'count', lambda: 2)
   with pytest.raises(raised, match=says):
     with cluster.together():
@@ -306,7 +306,7 @@ def test_memory_that_runs_out_is_not_blamed_on_another(monkeypatch, text, raised
 
 
 def test_a_fault_of_the_only_process_is_its_own(monkeypatch):
-  """A run of one process says that another has ended, and hides where it failed."""
+  """A run of one process blames another one, and hides where it failed."""
   monkeypatch.setattr(cluster, 'count', lambda: 1)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL: a fault'):
     with cluster.together():

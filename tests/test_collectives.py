@@ -1,6 +1,6 @@
-"""What travels between devices, read off the programs for TPU and GPU themselves.
+"""What devices send each other, read from the lowered programs for TPU and GPU.
 
-The full network's steps are lowered for eight devices of kinds that need not be here.
+The full network's steps are lowered for eight devices, which need not be available.
 """
 
 import json
@@ -67,14 +67,14 @@ def _of_gradients(dtype, rest):
   ]
 
 
-# Changes of the default config, and what its gradients travel as.
+# Changes of the default config, and the messages that its gradients are sent as.
 _CASES = [
     ({}, _of_gradients('f32', 42_579_946 - 3136 * 8192 - 8192 * 2048)),
     (
         {'all_reduce_dtype': 'bfloat16', 'model.dtype': 'bfloat16'},
         _of_gradients('bf16', 42_579_946 - 3136 * 8192 - 8192 * 2048),
     ),
-    # Twice the layers, and not one message more.
+    # Twice as many convolutions and no hidden dense layers: all gradients in one message.
     (
         {
             'model.conv_features': ((32,) * 4, (64,) * 4),
@@ -88,7 +88,7 @@ _CASES = [
 
 @pytest.fixture(scope='module')
 def exported(on_devices):
-  """For each case: for TPU, and for GPU: what travels in training, in evaluation."""
+  """For each case, for TPU and for GPU: the messages of a train step and an eval step."""
   all_overrides = [overrides for overrides, _ in _CASES]
   out = on_devices(8, _EXPORT.format(all_overrides=all_overrides))
   return json.loads(out.splitlines()[-1])
@@ -96,7 +96,7 @@ def exported(on_devices):
 
 @pytest.mark.parametrize('case', range(len(_CASES)))
 def test_one_message_a_bucket_and_nothing_else(exported, case):
-  """Gradients are sent twice, or an array at a time; activations travel too."""
+  """Gradients are sent twice or one array at a time, or activations are sent too."""
   _, gradients = _CASES[case]
   assert len(exported[case]) == 2
   for in_training, in_evaluation in exported[case]:

@@ -1,4 +1,4 @@
-"""Whatever differs between two ends is found; times are not."""
+"""Any difference between the results of two runs is found; times are ignored."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def _edit_line(path):
     (lambda run: (run / 'predictions.csv').write_text('ImageId,Label\n'), 'predictions.csv'),
 ])
 def test_differences(finished, tmp_path, edit, found):
-  """The soak counts rounds as equal that are not."""
+  """The soak test counts rounds as equal that are not."""
   other = tmp_path / 'run'
   shutil.copytree(finished, other)
   assert not compare.differences(Workdir(finished), Workdir(other))
@@ -59,7 +59,7 @@ def test_unfinished_run_is_named(finished, tmp_path):
 
 
 def test_runs_that_left_the_test_split_sealed_are_compared(finished, tmp_path):
-  """A soak of such runs ends in a traceback after its first round."""
+  """A soak test of such runs ends in a traceback after its first round."""
   first, second = (shutil.copytree(finished, tmp_path / name) for name in 'ab')
   (first / 'predictions.csv').unlink()
   assert compare.differences(Workdir(first), Workdir(second)) == ['predictions.csv']
@@ -68,7 +68,7 @@ def test_runs_that_left_the_test_split_sealed_are_compared(finished, tmp_path):
 
 
 def test_what_only_one_run_has_is_a_difference(finished, tmp_path):
-  """A knob that came later is not seen from the older run."""
+  """A knob that only the newer run has is overlooked."""
   other = tmp_path / 'run'
   shutil.copytree(finished, other)
   path = other / 'config.json'

@@ -1,4 +1,4 @@
-"""Every knob has a rule and is read; every bad value is named."""
+"""Every knob has a rule and is used; every bad value is named."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def test_presets_are_valid_and_have_the_defaults_fields(config):
 
 
 def test_default_comments_on_every_knob():
-  """A knob without a word on its unit or reason."""
+  """A knob has no comment on its unit or reason."""
   lines = (ROOT / 'configs/default.py').read_text().splitlines()
   for number, line in enumerate(lines):
     if re.match(r'  config\.\S+ = ', line) and 'ConfigDict' not in line:
@@ -46,9 +46,9 @@ def test_default_comments_on_every_knob():
 
 
 def test_every_knob_is_read():
-  """A knob that does nothing."""
+  """A knob has no effect."""
   code = '\n'.join(p.read_text() for p in (ROOT / 'digitnet').rglob('*.py'))
-  # Groups that are handed on whole, and where their fields are then read.
+  # Groups that are passed on as a whole, and where their fields are read.
   whole = {
       'data': ('**config.data', r'\b', 'data/sources.py'),
       'model': ('**config.model', r'self\.', 'model.py'),
@@ -67,7 +67,7 @@ def test_every_knob_is_read():
 
 
 def test_no_default_hides_in_the_package():
-  """A second, unlisted default: config.get(key, value)."""
+  """A second default hides outside the config: config.get(key, value)."""
   for path in (ROOT / 'digitnet').rglob('*.py'):
     assert 'config.get(' not in path.read_text(), path
 
@@ -157,7 +157,7 @@ def test_bad_values_are_named(name, value):
 
 
 def test_a_number_of_four_hundred_digits_is_refused():
-  """An edited config.json ends in a traceback of Python's."""
+  """An edited config.json ends in a Python traceback."""
   for number in (10**400, -(10**400)):
     assert not config_lib.RULES['augment.rotation'].holds(number)
     assert not config_lib.RULES['optim.weight_decay'].holds(number)
@@ -188,7 +188,7 @@ def test_too_many_blocks_are_refused():
 
 
 def test_unknown_and_missing_fields_are_named():
-  """A field of a config file that nothing reads."""
+  """A config file has a field that nothing reads."""
   config = default.get_config()
   config.momentum = 0.9
   with pytest.raises(UserError, match='config.momentum: there is no such field'):
@@ -248,7 +248,7 @@ def test_every_ablation_is_a_recipe_of_its_own():
 
 
 def test_what_an_ablation_takes_away_is_gone():
-  """A change of the images that came later stays where all are said to be taken away."""
+  """A kind of augmentation that was added later remains in `no_augmentation` or `plain`."""
   for name in ('no_augmentation', 'plain'):
     assert not augment.Strengths(**ablations.get_config(name).augment).is_any, name
   model = ablations.get_config('no_dropout').model
@@ -256,7 +256,7 @@ def test_what_an_ablation_takes_away_is_gone():
 
 
 def test_the_oldest_run_of_all_goes_on():
-  """A knob was added, and what it was before has been forgotten."""
+  """A knob was added without the value that older runs had implicitly."""
   with zipfile.ZipFile(ROOT / 'tests/faults/golden/format0.zip') as golden:
     old = ml_collections.ConfigDict(json.loads(golden.read('run/config.json')))
   flat = config_lib.flatten(old)
@@ -269,7 +269,7 @@ def test_the_oldest_run_of_all_goes_on():
 
 
 def test_a_run_of_before_a_knob_goes_on():
-  """Every run is refused by the next digitnet, or cannot be predicted with."""
+  """The next version refuses to resume every older run, or to predict with it."""
   old = default.get_config()
   for name in config_lib._AS_BEFORE:
     *groups, last = name.split('.')
@@ -277,7 +277,7 @@ def test_a_run_of_before_a_knob_goes_on():
     for part in groups:
       group = group[part]
     del group[last]
-  del old['fade']  # A group that was not there at all.
+  del old['fade']  # A group that older runs lack altogether.
   config_lib.complete(old)
   config_lib.validate(old)
   old = config_lib.flatten(old)
@@ -288,11 +288,11 @@ def test_a_run_of_before_a_knob_goes_on():
 
 
 def test_what_a_state_is_made_of_cannot_change():
-  """--allow_changes lets through what no saved state can take."""
+  """--allow_changes permits a change that does not fit the saved state."""
   assert config_lib.FIXED >= {
       'model.kernel_sizes', 'model.conv_features', 'model.dense_features',
       'optim.average_decay', 'data.fold',
-      # Else it validates on what it was trained on, or restores rounded parameters.
+      # Otherwise it would validate on images it was trained on, or restore rounded params.
       'data.split', 'data.split_seed', 'data.num_folds', 'model.param_dtype',
   }  # fmt: skip
 
@@ -304,5 +304,5 @@ def test_every_knob_but_where_the_data_lie_matters():
 
 
 def test_a_sealed_test_split_can_be_opened_later():
-  """The flag does not matter to a finished run, which stays without a score."""
+  """A finished run ignores the flag, and stays without a test score."""
   assert config_lib.differences({'score_test': False}, {'score_test': True})

@@ -8,7 +8,7 @@ from digitnet import corruptions
 
 @pytest.mark.parametrize('name', corruptions.CORRUPTIONS)
 def test_shape_and_seed(name, digits):
-  """A corruption changes the form of the images, or draws anew at each call."""
+  """A corruption changes the shape of the images, or is different at each call."""
   images, _ = digits(5)
   images[:, :4] = 0  # room to move
   out = corruptions.corrupt(name, images)
@@ -70,7 +70,7 @@ def test_moves_go_everywhere_and_as_far_as_they_should():
 
 
 def test_noise_is_of_bytes_and_does_not_wrap_around():
-  """It cannot be seen, or black turns white."""
+  """The noise is invisible, or values wrap around from black to white."""
   grey = corruptions.corrupt('noisy', np.full((40, 28, 28, 1), 128, np.uint8))
   assert 58 < grey.std() < 64
   black = corruptions.corrupt('noisy', np.zeros((40, 28, 28, 1), np.uint8))

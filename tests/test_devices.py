@@ -1,4 +1,4 @@
-"""1, 2 and 8 devices walk the same curve and count the same examples."""
+"""1, 2 and 8 devices follow the same curve and count the same examples."""
 
 import functools
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-# Both curves and the evaluation: a process of its own for each would take longer.
+# Both curves and the evaluation in one process, which is faster than one process each.
 _TRAIN_AND_EVALUATE = """
 import json, tempfile
 import numpy as np
@@ -58,7 +58,7 @@ print(json.dumps({
 
 @pytest.fixture(scope='module')
 def outcome(on_devices):
-  """What a number of devices comes to."""
+  """Returns the curves and the evaluation of a number of devices."""
 
   @functools.cache
   def run(num_devices):
@@ -71,15 +71,15 @@ def outcome(on_devices):
 
 @pytest.mark.parametrize('num_devices', [2, 8])
 def test_training_curve(outcome, num_devices):
-  """Keys per device, or means of unequal shards: another curve a device count.
+  """Keys per device or means of unequal shards give each device count its own curve.
 
-  Or in evaluation the tail is dropped, or counted twice.
+  Or evaluation drops the tail of a split, or counts it twice.
   """
   one, out = outcome(1)['float32'], outcome(num_devices)['float32']
   assert out['counts'] == one['counts'] and len(out['losses']) == 20
   difference = np.abs(np.divide(out['losses'], one['losses']) - 1).max()
   print(f'{num_devices} devices: losses within {difference:.1e} of one device')
-  # Rounding alone: far below the 1e-3 that is promised.
+  # Differences come from rounding only, far below the promised 1e-3.
   np.testing.assert_allclose(out['losses'], one['losses'], rtol=1e-4)
   np.testing.assert_allclose(out['norms'], one['norms'], rtol=1e-3)
   assert out['test']['num_examples'] == one['test']['num_examples'] == 719
@@ -92,9 +92,9 @@ def test_training_curve(outcome, num_devices):
 
 @pytest.mark.parametrize('num_devices', [2, 8])
 def test_training_curve_in_bfloat16(outcome, num_devices):
-  """A device's sum is left out, or kept in eight bits, where oneDNN makes gradients.
+  """With oneDNN's gradients, a device's sum is left out or kept in bfloat16.
 
-  Or images are mixed with others on another number of devices.
+  Or mixup chooses other partners on another number of devices.
   """
   one, out = outcome(1)['bfloat16'], outcome(num_devices)['bfloat16']
   assert out['counts'] == one['counts']

@@ -19,14 +19,14 @@ _TUNABLES = (
 
 
 def test_malloc_is_tuned_once(new_glibc, monkeypatch):
-  """Python is started again for ever, or trains on small pages."""
+  """Python is restarted forever, or trains on small pages."""
   assert environment.malloc_tunables() == {'GLIBC_TUNABLES': _TUNABLES}
   monkeypatch.setenv('GLIBC_TUNABLES', _TUNABLES)
   assert environment.malloc_tunables() == {}
 
 
 def test_another_c_library_is_left_alone(new_glibc, monkeypatch):
-  """Python is started again on macOS, or with an old glibc, for nothing."""
+  """Python is restarted in vain on macOS or with an old glibc."""
   monkeypatch.setattr(environment, '_has_tunables', lambda: False)
   assert environment.malloc_tunables() == {}
 

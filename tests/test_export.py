@@ -1,4 +1,4 @@
-"""Exported networks, read again by their own runtimes; and Keras models taken in."""
+"""Exported networks, read back by their own runtimes; and imported Keras models."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from digitnet.export.network import Network
 from digitnet.scored import Scored
 from tests.conftest import random_params
 
-keras = keras_model.keras  # As it was set up there.
+keras = keras_model.keras  # With the backend that it was set up with there.
 
 _CARD = dict(
     conv_features=((3, 4), (5, 6)), kernel_sizes=(5, 3), conv_dropout_rates=(0.25, 0.25),
@@ -57,11 +57,11 @@ def _network(**changes):
     ids=['stablehlo', 'safetensors', 'onnx', 'keras'],
 )
 def test_a_file_computes_what_the_network_does(tmp_path, digits, module, name, changes):
-  """A layer's order, padding or axes are another format's own."""
+  """A layer's order, padding or axes are those of another format."""
   network = _network(**changes)
   images, _ = digits(20)
   wanted = np.asarray(jax.jit(network.probs)(images))
-  assert np.ptp(wanted, axis=0).max() > 1e-3  # Or else nothing would be shown by it.
+  assert np.ptp(wanted, axis=0).max() > 1e-3  # Otherwise the comparison shows nothing.
   module.write(network, tmp_path / name)
   probs = module.load(tmp_path / name)
   for some in (images, images[:1]):
@@ -69,7 +69,7 @@ def test_a_file_computes_what_the_network_does(tmp_path, digits, module, name, c
 
 
 def test_stablehlo_needs_none_of_this_package(tmp_path, digits):
-  """Whoever has the file still needs digitnet."""
+  """The file cannot be used without digitnet."""
   network = _network()
   images, _ = digits(3)
   stablehlo.write(network, tmp_path / 'model')
@@ -89,7 +89,7 @@ assert not any(name.startswith('digitnet') for name in sys.modules)
 
 
 def test_eight_bits_are_smaller_and_nearly_the_same(tmp_path, digits):
-  """Activations are cut off, or the file holds float32 kernels still."""
+  """Activations are cut off, or the file still holds float32 kernels."""
   network = _network(dense_features=(512, 64))
   images, _ = digits(100)
   onnx_file.write(network, tmp_path / 'a.onnx')
@@ -100,11 +100,11 @@ def test_eight_bits_are_smaller_and_nearly_the_same(tmp_path, digits):
   assert np.abs(wanted - found).mean() < 0.002
 
 
-# The way in.
+# Import.
 
 
 def _somebodys_model(activation='softmax', **changes):
-  """The card as people write it in Keras, small."""
+  """A small version of the card's network, as people write it in Keras."""
   conv = dict(padding='same', activation='relu', **changes)
   return keras.Sequential([
       keras.layers.Conv2D(3, 5, input_shape=(28, 28, 1), **conv),
@@ -126,7 +126,7 @@ def _somebodys_model(activation='softmax', **changes):
 @pytest.mark.parametrize('name', ['a.keras', 'a.h5', 'a.weights.h5'])
 @pytest.mark.parametrize('activation', ['softmax', None])
 def test_a_keras_model_of_the_card_is_taken_in(tmp_path, digits, name, activation):
-  """Logits of the imported network are others than Keras gave."""
+  """Logits of the imported network differ from those of Keras."""
   model = _somebodys_model(activation)
   if name.endswith('weights.h5'):
     model.save_weights(tmp_path / name)
@@ -141,7 +141,7 @@ def test_a_keras_model_of_the_card_is_taken_in(tmp_path, digits, name, activatio
 
 
 def test_there_and_back_is_the_same_to_the_bit(tmp_path):
-  """Each round trip wears the weights."""
+  """Each round trip changes the weights a little."""
   network = _network()
   keras_model.write(network, tmp_path / 'a.keras')
   again = keras_model.read_network(tmp_path / 'a.keras', _network())
@@ -188,7 +188,7 @@ def test_another_model_is_refused(tmp_path, reason, make):
   assert 'a.keras' in str(told.value)
 
 
-# The programs.
+# The scripts.
 
 
 @pytest.fixture(scope='module')
@@ -202,9 +202,9 @@ _EXACT = {'model.stablehlo', 'model.safetensors', 'model.onnx', 'model.keras'}
 def test_export_writes_every_exact_format_and_a_card(
     run_python, run_script, workdir, tmp_path
 ):
-  """A format has never been written by the program itself."""
+  """A format has never been written by the script itself."""
   out = tmp_path / 'exported'
-  # With 8 bits a network of a few parameters may lose too much: see below.
+  # With 8 bits, a network of so few parameters may lose too much accuracy; see below.
   formats = [name for name in folder.FORMATS if name != 'onnx-int8']
   command = ['scripts/export.py', f'--workdir={workdir}', f'--output={out}', *formats]
   run_python(*command, check=True)
@@ -215,12 +215,12 @@ def test_export_writes_every_exact_format_and_a_card(
   assert f'{results["test"]["accuracy"]:.2%}' in text and 'bundled digits' in text
   assert all(f'`{name}`' in text for name in names)
   assert text.count('the same digits, probabilities within') == 4
-  # Else a GPU rounds to TF32, and differs from all the others by more than they may.
+  # Otherwise a GPU rounds to TF32, and differs from the other formats by too much.
   program = export.deserialize(bytearray((out / 'model.stablehlo').read_bytes()))
   products = re.findall(r'stablehlo.(?:dot_general|convolution).*', program.mlir_module())
   assert products and all(line.count('HIGHEST') == 2 for line in products)
 
-  # And back: a run that begins with it, scored and trained on.
+  # And back: a run that starts from the exported model is scored and trained further.
   flags = [f'--config.{key}={value}' for key, value in {
       'data.source': 'bundled', 'batch_size': 64, 'eval_batch_size': 64,
       'model.conv_features': ((4,), (8,)), 'model.dense_features': (16,),
@@ -241,7 +241,7 @@ def test_export_writes_every_exact_format_and_a_card(
 
 
 def test_an_import_takes_any_config(run_python):
-  """`configs` is found where it happens to be on the path, and nowhere else."""
+  """The script finds `configs` only if it happens to be on the Python path."""
   for config in ('quick.py', 'ablations.py:no_conv_dropout'):
     process = run_python(
         'scripts/import_keras.py', f'--config=configs/{config}', env={'PYTHONPATH': ''}
@@ -251,7 +251,7 @@ def test_an_import_takes_any_config(run_python):
 
 @pytest.fixture
 def export_run(run_script):
-  """scripts/export.py within this process, whose modules may be patched."""
+  """Runs scripts/export.py in this process, so that its modules can be patched."""
 
   def run(workdir, out, *formats, check=False):
     flags = (f'--workdir={workdir}', f'--output={out}')
@@ -262,20 +262,20 @@ def export_run(run_script):
 
 @pytest.mark.parametrize('name', ['README.md', 'model.keras'])
 def test_what_is_of_no_export_is_not_lost(export_run, workdir, tmp_path, name):
-  """An export into a checkout deletes its page; beside the Keras model that was imported,
-  that model."""
+  """An export into a checkout deletes its README.md, or one next to an imported Keras model
+  deletes that model."""
   (tmp_path / name).write_text('# Mine')
   process = export_run(workdir, tmp_path, 'stablehlo')
   assert process.returncode == 2 and f'{name}: is of no export' in process.stderr
   assert [path.name for path in tmp_path.iterdir()] == [name]
   (tmp_path / name).unlink()
-  for format_ in ('stablehlo', 'safetensors'):  # The second over its own.
+  for format_ in ('stablehlo', 'safetensors'):  # The second replaces the first.
     export_run(workdir, tmp_path, format_, check=True)
   assert {path.name for path in tmp_path.iterdir()} == {'README.md', 'model.safetensors'}
 
 
 def test_a_run_with_bfloat16_products_is_exported(export_run, train_tiny, tmp_path):
-  """Files in float32 are compared with rounded products, and none is good."""
+  """Files in float32 are compared with rounded products, and none of them agrees."""
   workdir = train_tiny('40 steps', {'model.matmul_dtype': 'bfloat16'})
   out = tmp_path / 'out'
   export_run(workdir, out, 'safetensors', check=True)
@@ -284,8 +284,8 @@ def test_a_run_with_bfloat16_products_is_exported(export_run, train_tiny, tmp_pa
 
 @pytest.mark.parametrize('formats', [['stablehlo'], ['onnx-int8']])
 def test_what_is_not_good_gets_no_name(export_run, monkeypatch, workdir, tmp_path, formats):
-  """A file that computes something else is left for people to use, or takes the place of
-  an earlier one that is good."""
+  """A file that computes something else is left for people to use, or replaces a good one
+  of an earlier export."""
   for module in (stablehlo, onnx_file):
     monkeypatch.setattr(module, 'load', lambda path: lambda x: np.full((len(x), 10), 0.1))
   out = tmp_path / 'out'
@@ -293,7 +293,7 @@ def test_what_is_not_good_gets_no_name(export_run, monkeypatch, workdir, tmp_pat
   (out / 'README.md').write_text(card.TITLE)
   (out / 'model.onnx').write_text('of an earlier export')
   (out / 'notes').write_text('not ours')
-  (out / '.unfinished-1').mkdir()  # As a kill leaves it.
+  (out / '.unfinished-1').mkdir()  # Left behind by a killed export.
   process = export_run(workdir, out, *formats)
   assert process.returncode == 1 and 'not kept' in process.stderr
   assert {path.name for path in out.iterdir()} == {'README.md', 'model.onnx', 'notes'}
@@ -328,7 +328,7 @@ def test_mistakes_are_told(run_script, workdir, tmp_path, flags, reason):
 
 
 def test_the_card_has_each_score_in_its_row():
-  """Validation's stands under test, or the other way."""
+  """The scores of validation and test are swapped."""
 
   def summary(num_errors):
     accuracy = 1 - num_errors / 100

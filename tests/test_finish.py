@@ -1,4 +1,4 @@
-"""What a run leaves at its end is of the right steps."""
+"""What a run writes at its end belongs to the right steps."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Pictures of any kind are brought to MNIST's form, or refused in one line."""
+"""Pictures of any kind are converted to MNIST's form, or refused in one line."""
 
 import csv
 import io
@@ -106,13 +106,13 @@ def test_every_style_shows_the_same_digit(digit, style):
   style = benchmark_pictures.STYLES[style]
   content = benchmark_pictures.draw(digit, style, np.random.default_rng(0))
   (seen,) = imaging.read_picture(content, 'picture')
-  # A turned digit and a thin one are like the original in part.
+  # A rotated digit and a thin one resemble the original only in part.
   wanted = 0.5 if style.rotation or style.thin else 0.85
   assert _likeness(seen, digit) > wanted
 
 
 def test_the_digit_is_fitted_and_centred(digit):
-  """It is not what MNIST's own digits are like, which is all that the network knows."""
+  """The digit's size or place differs from MNIST's, which is all that the network knows."""
   (seen,) = imaging.read_picture(_file(_on_paper(digit)), 'picture')
   rows, columns = (np.flatnonzero((seen[..., 0] > 0).any(axis=a)) for a in (1, 0))
   assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
@@ -153,7 +153,7 @@ def test_what_shows_no_digit_is_refused(content, says):
 
 
 def test_damaged_files_end_in_one_line(digit):
-  """A file cut short or with flipped bytes ends in a traceback of Pillow's."""
+  """A file cut short or with flipped bytes ends in a traceback from Pillow."""
   rng = np.random.default_rng(0)
   for form in ('PNG', 'JPEG', 'GIF', 'TIFF', 'BMP', 'WEBP', 'AVIF'):
     whole = _file(_on_paper(digit), form)
@@ -168,7 +168,7 @@ def test_damaged_files_end_in_one_line(digit):
 
 
 def test_a_grainy_page_is_no_row_of_digits():
-  """Hundreds of specks are brought to the network's form, for seconds."""
+  """Seconds are spent on converting hundreds of specks to the network's form."""
   page = np.full((200, 200), 255, np.uint8)
   page[5::20, 5::20] = page[6::20, 5::20] = 0
   content = _file(Image.fromarray(page))
@@ -178,7 +178,7 @@ def test_a_grainy_page_is_no_row_of_digits():
 
 @pytest.mark.parametrize('side', [12_000, 16_000])
 def test_a_bomb_is_refused(side):
-  """A small file of billions of pixels takes all memory; or it is told in Pillow's words."""
+  """A small file of billions of pixels takes all memory, or is refused in Pillow's words."""
   with pytest.raises(UserError, match='^bomb: has .* make it smaller'):
     imaging.read_picture(_file(Image.new('1', (side, side))), 'bomb')
 
@@ -213,7 +213,7 @@ def test_a_bad_picture_leaves_the_others_answered(workdir, folder, run_script):
 
 
 def test_all_formats_tell_the_same(workdir, folder, run_script, tmp_path):
-  """The table rounds to another digit, or JSON is none."""
+  """The table shows another digit or probability, or the JSON is invalid."""
   command = ('scripts/predict.py', f'--workdir={workdir}', folder / 'a.png')
   outs = {
       form: run_script(*command, f'--format={form}', check=True).stdout
@@ -280,7 +280,7 @@ def test_all_styles_are_scored(workdir, run_script, tmp_path):
 
 
 def test_no_file_starts_a_program(digit):
-  """A stranger's PostScript is run by whatever Pillow hands it to."""
+  """A stranger's PostScript is run by the program that Pillow hands it to."""
   assert 'EPS' not in imaging._formats() and 'PNG' in imaging._formats()
   content = io.BytesIO()
   _on_paper(digit).save(content, 'EPS')
@@ -290,7 +290,7 @@ def test_no_file_starts_a_program(digit):
 
 
 def test_the_mass_lies_in_the_middle():
-  """The box does, which MNIST's makers did not centre by."""
+  """The bounding box is centred instead, unlike in MNIST."""
   ink = np.zeros((40, 40), np.float32)
   ink[5:35, 20:24] = 1
   ink[31:35, 5:24] = 1
@@ -300,7 +300,7 @@ def test_the_mass_lies_in_the_middle():
 
 
 def test_a_speck_is_no_ink():
-  """A crumb on the paper makes the digit small."""
+  """A crumb on the paper counts as ink, and makes the digit small."""
   grey = np.ones((120, 120), np.float32)
   grey[20:100, 55:65] = 0
   grey[5:7, 5:7] = 0
@@ -316,7 +316,7 @@ def test_a_thin_line_is_made_as_thick_as_mnists():
 
 
 def test_pictures_are_split_and_seen_in_views(workdir, run_script, tmp_path):
-  """A flag is read and forgotten."""
+  """A flag is parsed and has no effect."""
   page = Image.new('L', (170, 112), 255)
   for x in (40, 130):
     ImageDraw.Draw(page).line((x, 20, x, 90), 0, 9)

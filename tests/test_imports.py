@@ -1,11 +1,11 @@
-"""Imports point one way: each room uses only rooms below it."""
+"""Imports point one way: each module uses only modules below it."""
 
 import ast
 import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# From the ground up; a module may import what stands before its own line.
+# From the bottom up; a module may import only from earlier lines.
 LAYERS = [
     {'errors', 'digest', 'machine', 'environment', 'calibration', 'corruptions', 'data.label_errors', 'tensorboard', 'products'},
     {'data.files', 'durations', 'ops', 'onednn', 'augment', 'optim', 'rng', 'console', 'data.corpus', 'pictures', 'scored'},
@@ -24,7 +24,7 @@ LAYERS = [
 
 
 def _imports(path):
-  """The package's modules that a file imports anywhere in it."""
+  """The modules of the package that a file imports, anywhere in it."""
   known = set().union(*LAYERS)
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
@@ -46,12 +46,12 @@ def _modules():
 
 
 def test_every_module_has_its_layer():
-  """A new room is built where nobody looks."""
+  """A new module belongs to no layer."""
   assert sorted(name for name, _ in _modules()) == sorted(set().union(*LAYERS))
 
 
 def test_imports_point_down():
-  """Two rooms import each other, or the ground imports the roof."""
+  """Two modules import each other, or a lower layer imports a higher one."""
   level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
   for name, path in _modules():
     for imported in _imports(path):
@@ -82,7 +82,7 @@ def test_orbax_and_pmap_have_one_user_each():
 
 
 def _names(path):
-  """All that a file imports, and each attribute that it reads, in full."""
+  """The full names of all that a file imports, and of each attribute that it reads."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
@@ -109,7 +109,7 @@ def test_nothing_of_a_file_is_executed():
 
 
 def test_every_test_file_is_named_after_what_it_tests():
-  """Tests that nobody finds."""
+  """A test file has a name by which nobody finds it."""
   tests = {path.stem.removeprefix('test_') for path in (ROOT / 'tests').glob('test_*.py')}
   names = {name.rpartition('.')[2] for name, _ in _modules()}
   end_to_end = {

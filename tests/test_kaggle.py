@@ -1,4 +1,4 @@
-"""Kaggle's CSV files: read right, cached, and each fault named by its place."""
+"""Kaggle's CSV files are read correctly and cached, and each fault is named by its place."""
 
 import re
 
@@ -12,7 +12,7 @@ from digitnet.errors import UserError
 
 
 def write_csv(path, images, labels=None, end='\n'):
-  """A file in Kaggle's form."""
+  """Writes a file in Kaggle's format."""
   names = ['label'] * (labels is not None) + [f'pixel{i}' for i in range(784)]
   rows = images.reshape(len(images), -1).astype(int)
   if labels is not None:
@@ -71,7 +71,7 @@ def test_damaged_copy_is_made_again(folder, digits):
   kaggle.load(folder)
   (copy,) = _copies()
   content = bytearray(copy.read_bytes())
-  # Of the archive's own list of members, the flag that says that they are encrypted.
+  # Set the flag in the archive's list of members that marks them as encrypted.
   encrypted = bytearray(content)
   for found in re.finditer(b'PK\x01\x02', content):
     encrypted[found.start() + 8] |= 1

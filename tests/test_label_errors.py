@@ -1,4 +1,4 @@
-"""The labels of MNIST that people found wrong."""
+"""The labels of MNIST that people found to be wrong."""
 
 from digitnet.data import idx
 from digitnet.data import label_errors
@@ -6,7 +6,7 @@ from etils import epath
 
 
 def test_exactly_the_listed_images_are_known(mnist_dir):
-  """A digest that no image has, or one that stands for the wrong image."""
+  """A digest belongs to no image, or to the wrong image."""
   test = idx.load(epath.Path(mnist_dir)).test
   places = label_errors.is_known(test.images).nonzero()[0]
   listed = sorted(entry[:2] for entry in label_errors._KNOWN.values())

@@ -43,7 +43,7 @@ def launch(tmp_path, tiny_flags):
 
 
 def _until(process, text):
-  """Reads lines up to one with the text; returns all of them."""
+  """Reads lines up to the first that contains the text; returns all of them."""
   lines = []
   for line in process.stdout:
     lines.append(line)
@@ -75,7 +75,7 @@ def test_one_signal_saves_and_ends_all(launch, tmp_path, signum):
 
 
 def test_a_killed_worker_ends_all_with_its_code(launch):
-  """The launcher waits for ever, or says that all is well."""
+  """The launcher waits forever, or reports success."""
   process = launch()
   _until(process, 'step 20/')
   children = _children(process)
@@ -88,7 +88,7 @@ def test_a_killed_worker_ends_all_with_its_code(launch):
 
 
 def test_the_users_mistake_is_told_once_for_all(launch):
-  """The code is that of a process which only lost the one that knows."""
+  """The exit code is that of a process that only lost the one that knows the reason."""
   process = launch('--config.batch_size=63')
   rest, _ = process.communicate(timeout=60)
   assert process.returncode == 2, rest
@@ -111,7 +111,7 @@ def test_mistakes_are_told(run_python, flags, complaint):
 
 
 class _Process:
-  """One that is not there: ends with its code, or, where that is None, when it is killed."""
+  """A fake process: it ends with `code`, or, if that is None, when it is killed."""
 
   def __init__(self, code=0, **_):
     self.code, self.signals, self.polls, self.stdout = code, [], 0, ()
@@ -133,7 +133,7 @@ class _Process:
 
 @pytest.fixture
 def cluster(monkeypatch):
-  """A cluster of processes that are not there; its clock has one second a look."""
+  """A cluster of fake processes, with a clock that advances a second at every look."""
   clock = types.SimpleNamespace(monotonic=itertools.count().__next__, sleep=lambda _: None)
   monkeypatch.setattr(launch_local, 'time', clock)
 
@@ -152,12 +152,12 @@ def cluster(monkeypatch):
     ],
 )  # fmt: skip
 def test_the_code_is_of_the_process_that_knows_why(cluster, codes, code):
-  """The code is that of a process which only lost another one."""
+  """The exit code is that of a process that only lost another one."""
   assert cluster(*codes)._wait() == code
 
 
 def test_who_does_not_end_is_killed_after_a_while(cluster, capsys):
-  """A process that hangs keeps the launcher for ever; or nobody gets the time to save."""
+  """A process that hangs blocks the launcher forever, or none gets the time to save."""
   hanging = cluster(143, None)
   assert hanging._wait() == 143
   assert 'killing processes [1]' in capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_a_second_signal_insists(cluster):
 
 
 def test_what_each_process_is_told(monkeypatch):
-  """Two have one number, the terminal's Ctrl-C ends them in mid-step, or flags are lost."""
+  """Two processes have the same number, Ctrl-C ends them in mid-step, or flags are lost."""
   told = []
 
   def start(command, **options):

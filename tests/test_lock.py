@@ -61,7 +61,7 @@ def test_file_system_without_locks(tmp_path, monkeypatch, capsys):
 
 
 def test_the_file_is_removed_while_it_is_held(tmp_path, monkeypatch):
-  """What is removed is the file of the next holder."""
+  """The lock file of the next holder is removed."""
   path, unlink, removed = epath.Path(tmp_path / 'lock'), os.unlink, []
 
   def note(name):
@@ -76,7 +76,7 @@ def test_the_file_is_removed_while_it_is_held(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_was_taken_over_names_its_new_holder(tmp_path):
-  """The refusal names the dead one, or nobody."""
+  """The refusal names the dead holder, or nobody."""
   path = epath.Path(tmp_path / 'lock')
   path.write_text('{"host": "gone", "pid": 1}')
   with lock.hold(path):

@@ -1,4 +1,4 @@
-"""A user's mistakes: one clear line, exit code 2, nothing lost, no traceback."""
+"""A user's mistake gives one clear line and exit code 2; nothing is lost, no traceback."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ def _assert_one_line(process, *parts):
     ],
 )
 def test_mistakes_in_flags(run_python, tmp_path, flags, parts):
-  """A traceback, or a run that begins in spite of the mistake."""
+  """A mistake ends in a traceback, or the run begins in spite of it."""
   if not any(flag.startswith('--workdir') for flag in flags):
     flags = [f'--workdir={tmp_path / "run"}', *flags]
   _assert_one_line(run_python('main.py', *flags), *parts)
@@ -63,7 +63,7 @@ def test_batch_that_does_not_divide_names_the_nearest(run_python, tmp_path):
 
 
 def test_damaged_files(run_python, tmp_path, mnist_dir):
-  """A truncated .gz ends in a traceback of gzip's."""
+  """A truncated .gz ends in a traceback from gzip."""
   folder = tmp_path / 'data'
   shutil.copytree(mnist_dir, folder)
   path = folder / 'train-images-idx3-ubyte.gz'
@@ -80,7 +80,7 @@ def test_damaged_files(run_python, tmp_path, mnist_dir):
       f'--config.data.manual_dir={folder}',
   ]
   process = run_python('main.py', f'--workdir={tmp_path / "run"}', *flags)
-  # TFDS announces its work first; the mistake is the last line, and no traceback.
+  # TFDS announces its work first; the last line names the mistake, without a traceback.
   assert process.returncode == 2, process.stderr
   assert 'Traceback' not in process.stderr
   last = process.stderr.strip().splitlines()[-1]
@@ -106,7 +106,7 @@ def test_bad_csv(run_python, tmp_path):
     (['--coordinator=h:1', '--num_processes=2', '--process_id=2'], 'must be below'),
 ])
 def test_half_a_cluster(run_python, tmp_path, flags, says):
-  """Each of two processes trains alone, in one workdir; or waits for nobody."""
+  """Each of two processes trains alone in the same workdir, or waits for nobody."""
   _assert_one_line(run_python('main.py', f'--workdir={tmp_path / "run"}', *flags), says)
 
 
@@ -123,7 +123,7 @@ def test_help_answers_without_loading_jax(run_python):
 
 
 def test_default_config_is_used_from_anywhere(run_python, tmp_path, tiny_flags):
-  """main.py works in the project's folder alone."""
+  """main.py works only in the project's folder."""
   from tests.conftest import ROOT
 
   process = run_python(
@@ -131,17 +131,17 @@ def test_default_config_is_used_from_anywhere(run_python, tmp_path, tiny_flags):
       cwd=tmp_path, check=True,
   )
   assert (tmp_path / 'run/results.json').exists(), process.stdout
-  # The rest is the default: nothing else was changed on the way.
+  # The other knobs have their defaults: the config is configs/default.py.
   assert default.get_config().optim.schedule in (tmp_path / 'run/config.json').read_text()
 
 
 def test_quiet_and_json_print_nothing_else(run_python, tmp_path, tiny_flags):
   """A script that reads our output has to guess which lines are meant for it."""
-  # Longer than the warmup: of that it would be warned all the same.
+  # Longer than the warmup: a shorter run prints a warning even with --quiet.
   flags = [*tiny_flags({'duration': '6 steps'}), f'--workdir={tmp_path}']
   process = run_python('main.py', *flags, '--quiet', check=True)
   assert not process.stdout and not process.stderr
-  # Of a finished run too.
+  # For a finished run too.
   process = run_python('main.py', *flags, '--json', check=True)
   assert json.loads(process.stdout) == json.loads((tmp_path / 'results.json').read_text())
   assert not process.stderr

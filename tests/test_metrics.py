@@ -1,4 +1,4 @@
-"""Sums that merge to the same figures, however they were cut."""
+"""Sums merge to the same scores, however the examples were batched."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from digitnet.metrics import BatchMetrics
 from digitnet.metrics import Metrics
 
-# Outside of jit each operation is compiled by itself.
+# Outside jit, JAX compiles each operation separately.
 _compute = jax.jit(BatchMetrics.compute)
 
 
@@ -55,7 +55,7 @@ def test_a_batch_of_two_weighs_less_than_one_of_forty():
 
 
 def test_json_keeps_every_bit():
-  """A resumed training line differs in its last digits."""
+  """The training line after a resume differs in its last digits."""
   logits, labels = _batch(9)
   metrics = Metrics().merge(_compute(logits, labels, np.ones(9, bool)))
   again = Metrics.from_json(metrics.to_json())
@@ -70,7 +70,7 @@ def test_nothing_counted_is_no_accuracy():
 
 
 def test_probabilities_are_counted_as_logits_are():
-  """True and predicted digits are swapped, or one probability of 0 makes all infinite."""
+  """True and predicted digits are swapped, or one probability of 0 makes the loss infinite."""
   probs = np.eye(10, dtype=np.float32)[[3, 7]]
   metrics = Metrics.of_probs(probs, np.array([5, 7]))
   assert metrics.confusion[5, 3] == metrics.confusion[7, 7] == 1

@@ -1,4 +1,4 @@
-"""metrics.jsonl goes on where the checkpoint does; TensorBoard shows the same."""
+"""metrics.jsonl continues where the checkpoint does; TensorBoard shows the same."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def test_lines_are_on_the_disk_before_a_checkpoint_counts_on_them(paths, monkeyp
 
 
 def test_curves_that_are_gone_are_made_again(paths):
-  """They begin where somebody removed them."""
+  """The curves begin only where somebody removed them."""
   with MetricsLog(*paths, step=0) as log:
     log.write(_line(1))
     shutil.rmtree(paths[1])

@@ -38,7 +38,7 @@ CARD = [
 ]
 CARD_TOTAL = 42_579_946
 
-# Exactly the ablations that change the number of parameters.
+# All ablations that change the number of params, and no others.
 ABLATION_TOTALS = {
     'narrow_head': 887_530,
     'three_by_three': 42_563_050,
@@ -61,21 +61,21 @@ def test_table_is_the_cards():
 
 @pytest.mark.parametrize('config', [default, quick, kaggle, record, speedrun, tpu])
 def test_presets_keep_the_cards_network(config):
-  """A preset changes the network it is compared by."""
+  """A preset changes the network, so that results are not comparable."""
   params = model_lib.abstract_params(_net(config.get_config()))
   assert model_lib.count_params(params) == CARD_TOTAL
 
 
 @pytest.mark.parametrize('name', ablations.ABLATIONS)
 def test_ablation_parameter_counts(name):
-  """An ablation does not change the network as it says, or changes it unsaid."""
+  """An ablation does not change the network as its name says, or changes it silently."""
   params = model_lib.abstract_params(_net(ablations.get_config(name)))
   wanted = ABLATION_TOTALS.get(name, CARD_TOTAL)
   assert model_lib.count_params(params) == wanted
 
 
 def _forward_in_numpy(params, images):
-  """The card's forward pass in float64, written apart from the network."""
+  """The card's forward pass in float64, written independently of the network."""
   x = images.astype(np.float64) / 255
   params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
 
@@ -101,7 +101,7 @@ def _forward_in_numpy(params, images):
 
 
 def test_logits_equal_a_float64_forward_pass(digits):
-  """The layers compute something else than the card says."""
+  """The layers compute something other than the card says."""
   net = _net(default.get_config())
   params = random_params(net)
   images, _ = digits(4)
@@ -111,7 +111,7 @@ def test_logits_equal_a_float64_forward_pass(digits):
 
 
 def test_initial_parameters_are_keras_own():
-  """Another initializer, which trains, but not as the card does."""
+  """The initializers are not the card's, so the network trains differently."""
   params = model_lib.init_params(
       _net(ablations.get_config('narrow_head')), jax.random.key(0)
   )
@@ -162,7 +162,7 @@ def test_no_dropout_without_keys_or_rate():
 
 
 def _traced_layers(net):
-  """Of a forward pass in training: each layer, what it is called with, what it returns."""
+  """For a training forward pass: each layer, its arguments and its output."""
   layers = []
 
   def record(call, args, kwargs, context):
@@ -181,7 +181,7 @@ def _traced_layers(net):
 
 
 def test_each_dropout_has_its_own_rate_and_stream(tiny_config):
-  """One is left out, has another's rate, or drops where another did for the same image."""
+  """A dropout layer is missing, has another's rate, or repeats another's mask."""
   net = _net(tiny_config({
       'model.conv_dropout_rates': (0.1, 0.2), 'model.dense_features': (6, 5),
       'model.dense_dropout_rates': (0.3, 0.4),
@@ -199,18 +199,18 @@ def test_each_dropout_has_its_own_rate_and_stream(tiny_config):
 @pytest.mark.parametrize('by_onednn', [False, True])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_all_layers_compute_in_the_same_dtype(tiny_config, dtype, by_onednn):
-  """A bias in float32 widens a layer, and all after it move twice the bytes."""
+  """A float32 bias widens a layer, so that all later layers move twice the bytes."""
   net = _net(tiny_config({'model.dtype': dtype})).clone(by_onednn=by_onednn)
   layers = _traced_layers(net)
   assert {out.dtype.name for _, _, out in layers} == {dtype}
-  # As narrow, though the knob of products alone says float32.
+  # The operands are as narrow, although `matmul_dtype` says float32.
   assert net.matmul_dtype == 'float32'
   operands = {layer.matmul_dtype for layer, *_ in layers if hasattr(layer, 'matmul_dtype')}
   assert operands == {dtype}
 
 
 def test_the_narrower_dtype_is_that_of_products(tiny_config):
-  """The order of the two knobs decides."""
+  """One of the two knobs overrides the other, even if it is the wider dtype."""
   dtypes = ('float32', 'bfloat16')
   found = {
       (a, b): _net(tiny_config({'model.dtype': a, 'model.matmul_dtype': b})).operand_dtype
@@ -224,7 +224,7 @@ def test_the_narrower_dtype_is_that_of_products(tiny_config):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
 def test_onednn_is_asked_for_by_the_operands(monkeypatch, tiny_config, dtype, matmul_dtype):
-  """Products of bfloat16 go to a CPU without them; or training by oneDNN in a cluster."""
+  """oneDNN gets bfloat16 products on a CPU without them, or trains in a cluster."""
   asked = []
   monkeypatch.setattr(onednn, 'is_available', lambda operand: not asked.append(operand))
   net = _net(tiny_config({'model.dtype': dtype, 'model.matmul_dtype': matmul_dtype}))
@@ -240,7 +240,7 @@ def test_onednn_is_asked_for_by_the_operands(monkeypatch, tiny_config, dtype, ma
 
 
 def test_operands_are_cast_beforehand(tiny_config):
-  """Each image read casts all kernels again; or biases, which are added, are rounded."""
+  """Every inference casts all kernels again, or biases, which are only added, are rounded."""
   net = _net(tiny_config({'model.matmul_dtype': 'bfloat16'}))
   params = random_params(net)
   for layer in model_lib.operand_params(net, params).values():
@@ -250,7 +250,7 @@ def test_operands_are_cast_beforehand(tiny_config):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
 def test_dtypes_are_the_configs(tiny_config, dtype, param_dtype):
-  """A dtype knob that nothing reads."""
+  """A dtype knob has no effect."""
   config = tiny_config({'model.dtype': dtype, 'model.param_dtype': param_dtype})
   net = _net(config)
   params = model_lib.init_params(net, jax.random.key(0))
@@ -262,7 +262,7 @@ def test_dtypes_are_the_configs(tiny_config, dtype, param_dtype):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_products_are_of_the_narrower_dtype(tiny_config, dtype):
-  """Operands that are not rounded, or rounded ones that are widened for the product."""
+  """Operands are not rounded, or are widened again for the product."""
   config = tiny_config({'model.dtype': dtype, 'model.matmul_dtype': 'bfloat16'})
   net = _net(config)
   params = model_lib.init_params(net, jax.random.key(0))

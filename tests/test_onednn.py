@@ -97,7 +97,7 @@ def test_it_is_used_where_it_is_said_to_be(operands):
     program = step.lower(params, images).compile().as_text()
   assert program.count('"__onednn$convolution"') == 4
   assert program.count('"__onednn$matmul"') >= 2
-  # Else XLA passes over every pixel once more. In bfloat16 it does where there is a pool.
+  # Otherwise XLA makes another pass over every pixel. In bfloat16 it does before a max-pool.
   fused = program.count('"ops":["BIAS","RELU"]')
   assert fused == 6 if operands == 'float32' else fused >= 4
 
@@ -154,8 +154,8 @@ def test_dense_gradients_are_those_of_float64(
 
 
 def _check_gradients(layer, reference, arrays, operands, *options):
-  """Compares result and gradients, of operands that no rounding changes."""
-  # Small whole numbers, whose results are below 2**24; in bfloat16 they are rounded once.
+  """Compares outputs and gradients, for operands that rounding does not change."""
+  # Small integers, with results below 2**24; in bfloat16 the results are rounded once.
   arrays = [np.round(2 * x) for x in arrays]
 
   def run(function, dtype):
@@ -176,7 +176,7 @@ def _check_gradients(layer, reference, arrays, operands, *options):
 
 
 def test_training_in_bfloat16_is_by_onednn(digits):
-  """XLA takes one layer's gradient for its own, and the step is twice as slow."""
+  """XLA computes one layer's gradient in place of oneDNN, and the step is twice as slow."""
   config = default.get_config()
   assert not model_lib.for_training(DigitNet(**config.model)).by_onednn
   config.model.dtype = 'bfloat16'
@@ -188,18 +188,18 @@ def test_training_in_bfloat16_is_by_onednn(digits):
   args = _arguments(state, *digits(64))
   with onednn.cache_takes_nothing():
     program = step.lower(*args).compile(compiler_options=onednn.OPTIONS).as_text()
-  # Forward, by images, by kernels; those of conv2 in two chunks.
+  # Forward pass, gradients of images, gradients of kernels; that of conv2 in two chunks.
   assert program.count('"__onednn$convolution"') == 4 + 3 + 5
   assert program.count('"__onednn$matmul"') == 6
   assert ' convolution(' not in program
-  # Sums over chunks of images are not oneDNN's, which would round each of them.
+  # oneDNN does not sum over chunks of images, since it would round each sum.
   assert 'BINARY_ADD' not in program
-  # The gradients of the large kernels, as they are read by Adam.
+  # The gradients of the large kernels, in the dtype in which Adam reads them.
   assert 'bf16[3136,8192]' in program and 'bf16[8192,2048]' in program
 
 
 def test_training_in_bfloat16_is_that_of_float32_rounded(tiny_config, digits):
-  """A gradient is lost, or parts of a batch are summed in bfloat16's eight bits."""
+  """A gradient is lost, or parts of a batch are summed in bfloat16."""
   of_float32, same = _moments(tiny_config, digits, 'float32', 1, by_onednn=False), []
   for accumulation in (1, 1, 4):
     of_bfloat16 = _moments(tiny_config, digits, 'bfloat16', accumulation)
@@ -244,14 +244,14 @@ def _arguments(state, images, labels):
 
 @pytest.mark.parametrize('flag', ['amx_bf16', 'avx512_bf16', 'avx512_vnni'])
 def test_bfloat16_needs_instructions_for_it(monkeypatch, flag):
-  """On a processor without them a batch takes minutes, or with them twice its time."""
+  """Without these instructions a batch takes minutes, or with them twice as long as needed."""
   monkeypatch.setattr(onednn, '_processor_flags', lambda: ['avx512f', flag])
   expected = onednn.is_available('float32') and flag.endswith('_bf16')
   assert onednn.is_available('bfloat16') == expected
 
 
 def test_options_that_a_jaxlib_does_not_know_are_done_without(monkeypatch):
-  """The next jaxlib drops an experimental option, and no image can be read any more."""
+  """The next jaxlib drops an experimental option, and inference fails."""
   monkeypatch.setitem(onednn.OPTIONS, 'xla_cpu_no_such_option', True)
   onednn._is_known.cache_clear()
   try:
@@ -271,7 +271,7 @@ def test_options_that_a_jaxlib_does_not_know_are_done_without(monkeypatch):
     ids=['GPU', 'old JAX', 'macOS', 'Arm'],
 )
 def test_elsewhere_it_is_not_available(monkeypatch, owner, name, value):
-  """A GPU is given options of a CPU's, or what is three times as slow with them is."""
+  """A GPU gets options for a CPU, or a JAX that is three times as slow with them gets them."""
   monkeypatch.setattr(owner, name, value)
   onednn._is_known.cache_clear()
   try:
@@ -281,7 +281,7 @@ def test_elsewhere_it_is_not_available(monkeypatch, owner, name, value):
 
 
 def test_the_options_reach_the_compiler(monkeypatch):
-  """Layers in oneDNN's form are computed by XLA after all, which only their speed tells."""
+  """XLA computes layers in oneDNN's form after all, which only their speed would show."""
   monkeypatch.setitem(onednn.OPTIONS, 'xla_cpu_no_such_option', True)
   x = np.ones(jax.local_device_count(), np.float32)
   double = lambda x: 2 * x
@@ -292,7 +292,7 @@ def test_the_options_reach_the_compiler(monkeypatch):
 
 
 def test_a_program_is_compiled_once_for_its_shapes_and_types():
-  """Every step compiles itself anew, or is given the program of other arrays."""
+  """Every step is compiled anew, or runs a program compiled for other arrays."""
 
   class Mapped:
     num_compiled = 0
@@ -315,7 +315,7 @@ def test_a_program_is_compiled_once_for_its_shapes_and_types():
 @pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_gradients_have_the_dtypes_of_what_they_are_of(dtype, param_dtype, operands):
-  """Those of bfloat16 parameters come back in float32, or all as the operands are."""
+  """Gradients of bfloat16 params are float32, or all have the dtype of the operands."""
   options = {onednn.conv_relu: (operands,), onednn.dense: (True, operands, False)}
   shapes = {onednn.conv_relu: ((2, 5, 5, 3), (3, 3, 3, 4)), onednn.dense: ((2, 6), (6, 4))}
   for layer, (of_inputs, of_kernel) in shapes.items():
@@ -335,7 +335,7 @@ def test_gradients_have_the_dtypes_of_what_they_are_of(dtype, param_dtype, opera
 
 
 def test_the_cache_is_as_it_was_after_errors_and_threads():
-  """From then on the process keeps nothing that it compiles."""
+  """From then on, nothing that the process compiles is cached."""
   def read():
     return jax.config.jax_persistent_cache_min_compile_time_secs
 
@@ -352,7 +352,7 @@ def test_the_cache_is_as_it_was_after_errors_and_threads():
 
 
 def test_the_compilation_cache_is_left_alone(tmp_path, run_python):
-  """JAX warns at each program that it could not write, or never writes another one."""
+  """JAX warns that it cannot cache such programs, or caches no others any more."""
   code = """
 import jax, os
 from digitnet import onednn
@@ -376,12 +376,12 @@ assert is_kept()
 
 
 def _jit(operand_dtype):
-  """Where oneDNN is not available its form of the network must still be right."""
+  """Where oneDNN is not available, its form of the network must still be correct."""
   return onednn.jit if onednn.is_available(operand_dtype) else jax.jit
 
 
 def _got_and_want(config, images):
-  """The logits of a network by oneDNN, and in float64."""
+  """The logits of a network with oneDNN, and in float64."""
   net = DigitNet(**config.model)
   params = random_params(net)
   with jax.enable_x64(True):

@@ -1,4 +1,4 @@
-"""The hand-written gradients against float64 ones that XLA derives."""
+"""Tests the hand-written gradients against those that XLA derives in float64."""
 
 import re
 
@@ -13,7 +13,7 @@ from digitnet import products
 
 
 def _reference(images, kernel):
-  """Keras' own: XLA's convolution, with XLA's gradient."""
+  """XLA's convolution with XLA's gradient, as Keras uses it."""
   return lax.conv_general_dilated(
       images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
@@ -47,7 +47,7 @@ def _relative_error(value, exact):
 def test_conv2d_and_its_gradients_are_exact(
     batch, size, kernel, channels_in, channels_out
 ):
-  """A wrong chunk, shift or padding in the hand-written gradients."""
+  """A chunk, shift or padding in the hand-written gradients is wrong."""
   rng = np.random.default_rng(0)
   arrays = (
       rng.normal(size=(batch, *size, channels_in)),
@@ -77,7 +77,7 @@ def test_conv2d_and_its_gradients_are_exact(
 def test_bfloat16_products_are_those_of_rounded_operands(
     batch, size, kernel, channels_in, channels_out
 ):
-  """A wrong shift or padding that the rounding of bfloat16 hides, or sums in it."""
+  """Rounding to bfloat16 hides a wrong shift or padding, or sums are made in bfloat16."""
   rng = np.random.default_rng(0)
   shapes = (batch, *size, channels_in), (*kernel, channels_in, channels_out)
   images, kernel = (_rounded(rng.normal(size=shape)) for shape in shapes)
@@ -86,7 +86,7 @@ def test_bfloat16_products_are_those_of_rounded_operands(
   ours = _gradients(rounding, [images, kernel], cotangent, jnp.float32)
   with jax.enable_x64(True):
     exact = _gradients(_reference, [images, kernel], cotangent, jnp.float64)
-  # XLA's own kernel gradient, which other backends take, is rounded at its end.
+  # Other backends use XLA's own kernel gradient, whose result is rounded.
   of_kernel = 1e-5 if jax.default_backend() == 'cpu' else 1e-2
   tolerances = {'out': 1e-5, 'images': 1e-5, 'kernel': of_kernel}
   for (name, tolerance), value, right in zip(tolerances.items(), ours, exact):
@@ -96,7 +96,7 @@ def test_bfloat16_products_are_those_of_rounded_operands(
 @pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('batch, inputs, outputs', [(1, 5, 3), (7, 33, 10), (64, 300, 200)])
 def test_dense_and_its_gradients_are_exact(batch, inputs, outputs, matmul_dtype):
-  """An operand transposed for the matrix unit that is not the one it should be."""
+  """The wrong operand is transposed for the matrix unit."""
   rng = np.random.default_rng(0)
   arrays = [rng.normal(size=(batch, inputs)), rng.normal(size=(inputs, outputs))]
   cotangent = rng.normal(size=(batch, outputs))
@@ -112,10 +112,10 @@ def test_dense_and_its_gradients_are_exact(batch, inputs, outputs, matmul_dtype)
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA on CPU')
 def test_bfloat16_reaches_the_matrix_unit():
-  """XLA takes a product for one of float32, which only its speed would tell."""
+  """XLA computes a product in float32, which only its speed would show."""
 
   def num_widened(function, *shapes):
-    """Products whose operands the compiled program has converted to float32."""
+    """The number of products whose operands the compiled program converts to float32."""
     arrays = [jnp.ones(shape, jnp.bfloat16) for shape in shapes]
     text = jax.jit(function).lower(*arrays).compile().as_text()
     assert ' dot(' in text
@@ -124,7 +124,7 @@ def test_bfloat16_reaches_the_matrix_unit():
     operands = re.findall(r' dot\((%?[\w.]+), (%?[\w.]+)\)', text)
     return sum(types[a] == 'f32' or types[b] == 'f32' for a, b in operands)
 
-  # Where even a plain one is widened there is nothing to reach.
+  # A processor on which even a plain product is widened has no matrix unit to reach.
   expected = num_widened(products.matmul, (64, 96), (96, 64))
   images, grads, kernel = (8, 14, 14, 32), (8, 14, 14, 64), (3, 3, 32, 64)
   convolution = lambda x, k: products.convolution(x, k, ((1, 1), (1, 1)))
@@ -139,7 +139,7 @@ def test_bfloat16_reaches_the_matrix_unit():
 
 @pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
 def test_each_backend_is_given_the_form_that_is_quick_there(matmul_dtype):
-  """A GPU or TPU is given the CPU's products, or sums in bfloat16; a CPU XLA's own form."""
+  """A GPU or TPU gets the CPU's products or sums in bfloat16, or a CPU gets XLA's form."""
 
   def convolve(images, kernel):
     convolution = lambda *operands: ops.conv2d(*operands, matmul_dtype)
@@ -158,7 +158,7 @@ def test_each_backend_is_given_the_form_that_is_quick_there(matmul_dtype):
       assert kinds.count('dot_general') == (3 if is_rounded else 1)
       assert all(result.endswith('xf32') for result in results)
     else:
-      # XLA gives the kernel's gradient, and no more, in the operands' dtype.
+      # XLA returns only the kernel's gradient in the operands' dtype.
       of_kernel = '3x3x3x5xbf16' if is_rounded else '3x3x3x5xf32'
       assert sorted(results) == ['2x9x7x3xf32', '2x9x7x5xf32', of_kernel]
       assert 'dot_general' not in kinds
@@ -166,7 +166,7 @@ def test_each_backend_is_given_the_form_that_is_quick_there(matmul_dtype):
 
 
 def _loop(function, *shapes, dtype):
-  """The only loop of a function of such arrays, as it is traced."""
+  """The only loop in the traced function of arrays with these shapes."""
   arrays = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
   (loop,) = (
       eqn for eqn in jax.make_jaxpr(function)(*arrays).eqns if eqn.primitive.name == 'scan'
@@ -176,7 +176,7 @@ def _loop(function, *shapes, dtype):
 
 @pytest.mark.parametrize('dtype, most', [('float32', 2**22), ('bfloat16', 2**23)])
 def test_a_few_images_are_copied_at_a_time(dtype, most):
-  """The shifts of a whole batch, which are gigabytes, are made at once."""
+  """The shifted copies of a whole batch, gigabytes, are made at once."""
   convolution = lambda x, kernel: products.convolution(x, kernel, ((2, 2), (2, 2)))
   kernel_grads = lambda x, grads: products.kernel_grads(x, grads, (5, 5))
   images = (512, 28, 28, 32)
@@ -189,7 +189,7 @@ def test_a_few_images_are_copied_at_a_time(dtype, most):
 
 @pytest.mark.parametrize('channels, sides', [(1, (25, 32)), (32, (160, 160))])
 def test_that_side_is_shifted_which_is_less_to_copy(channels, sides):
-  """Of the first layer's 32 channels five copies are made, and not 25 of the image's one."""
+  """The first layer copies its 32 channels five times, not its single input channel 25."""
   kernel_grads = lambda x, grads: products.kernel_grads(x, grads, (5, 5))
   shapes = (16, 28, 28, channels), (16, 28, 28, 32)
   loop = _loop(kernel_grads, *shapes, dtype=jnp.float32)
@@ -197,7 +197,7 @@ def test_that_side_is_shifted_which_is_less_to_copy(channels, sides):
 
 
 def test_sums_are_in_float32_at_least():
-  """Those of bfloat16 numbers are rounded one by one, or float64 ones at all."""
+  """Sums of bfloat16 numbers are rounded at each addition, or sums of float64 to float32."""
   wanted = {'bfloat16': 'float32', 'float32': 'float32', 'float64': 'float64'}
   for dtype, of_sums in wanted.items():
     assert products.sum_dtype(jax.ShapeDtypeStruct((1,), dtype)).name == of_sums
@@ -209,7 +209,7 @@ def test_sums_are_in_float32_at_least():
 def test_results_and_gradients_have_the_dtypes_of_what_they_are_of(
     dtype, param_dtype, matmul_dtype
 ):
-  """Layers hand on what is twice as large; gradients of bfloat16 parameters are float32."""
+  """Layers pass on outputs twice as large, or gradients of bfloat16 params are float32."""
   shapes = {ops.conv2d: ((2, 5, 5, 3), (3, 3, 3, 4)), ops.dense: ((2, 6), (6, 4))}
   for layer, (of_inputs, of_kernel) in shapes.items():
 
@@ -227,7 +227,7 @@ def test_results_and_gradients_have_the_dtypes_of_what_they_are_of(
 
 
 def test_no_images_are_no_fault():
-  """A batch of none ends in a division by zero."""
+  """An empty batch ends in a division by zero."""
   kernel = jnp.ones((3, 3, 2, 5))
   for dtype in ('float32', 'bfloat16'):
     loss = lambda images, kernel: ops.conv2d(images, kernel, dtype).sum()
@@ -237,17 +237,17 @@ def test_no_images_are_no_fault():
 
 
 def _rounded(array):
-  """The nearest bfloat16 numbers, which rounding then leaves as they are."""
+  """The nearest bfloat16 numbers, which further rounding does not change."""
   return np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64)
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_both_kernel_gradients_agree(dtype):
-  """The branch that CPU never takes is wrong unnoticed."""
+  """The branch that a CPU never takes is wrong, unnoticed."""
   rng = np.random.default_rng(1)
   images = jnp.asarray(rng.normal(size=(6, 9, 7, 3)), dtype)
   grads = jnp.asarray(rng.normal(size=(6, 9, 7, 5)), dtype)
-  error = jnp.finfo(dtype).eps  # XLA's own is rounded to the operands' dtype.
+  error = jnp.finfo(dtype).eps  # XLA's own gradient is rounded to the operands' dtype.
   for size in ((5, 5), (2, 4)):
     by_product = products.kernel_grads(images, grads, size)
     by_convolution = ops._kernel_grads_by_convolution(images, grads, size)
@@ -258,7 +258,7 @@ def test_both_kernel_gradients_agree(dtype):
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
 def test_conv2d_in_a_loop_and_in_every_dtype(dtype, matmul_dtype):
-  """The gradient cannot be scanned, or changes the dtype it was given."""
+  """The gradient does not work in a scan, or has another dtype than its operand."""
   kernel = jnp.full((3, 3, 2, 2), 0.1, jnp.float32)
   images = jnp.ones((4, 5, 5, 2), dtype)
 
@@ -294,7 +294,7 @@ def test_max_pool_and_its_gradient_are_exact(size):
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_pixels_that_tie_share_the_gradient_of_max_pool(dtype):
-  """All of them get all of it, or the first one does."""
+  """Each tied pixel gets the whole gradient, or the first one does."""
   images = np.zeros((1, 5, 4, 1), np.float32)
   images[0, :2, :, 0] = [[7, 7, -1, -3], [7, 1, -1, -1]]
   out, grads = jax.vjp(ops.max_pool, jnp.asarray(images, dtype))

@@ -32,7 +32,7 @@ def test_schedule_with_an_extreme_warmup(name, warmup):
 
 
 def test_shapes_after_the_peak():
-  """Two names are one schedule."""
+  """Two names give the same schedule."""
   assert (_rates('constant')[20:] == 1).all()
   assert (_rates('plateau') == _rates('constant')).all()
   for name in ('cosine', 'one_cycle'):
@@ -76,7 +76,7 @@ def test_optimizer_is_adam():
 
 
 def test_weight_decay_is_apart_from_adam_and_spares_biases():
-  """The decay passes through Adam's moments, where it does nothing, or hits biases."""
+  """The decay passes through Adam's moments, where it has no effect, or hits biases."""
   params = {'layer': {'kernel': jnp.array([2.0]), 'bias': jnp.array([2.0])}}
   grads = jax.tree.map(lambda x: jnp.array([0.3]), params)
   schedule = optax.constant_schedule(0.1)
@@ -98,6 +98,6 @@ def test_weight_decay_is_apart_from_adam_and_spares_biases():
     'scaling, wanted', [('none', 1e-3), ('linear', 4e-3), ('sqrt', 2e-3)]
 )
 def test_learning_rate_follows_the_batch(scaling, wanted):
-  """A batch of four times the size learns at another rate than it says."""
+  """A batch of four times the size gets another learning rate than `rate_scaling` says."""
   assert optim.scale_rate(1e-3, scaling, 512, 128) == pytest.approx(wanted)
   assert optim.scale_rate(1e-3, scaling, 128, 128) == 1e-3

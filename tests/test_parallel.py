@@ -43,7 +43,7 @@ print('traced', len(compiled), 'n', float(parallel.to_host(stacked)['n']))
 def test_replicate_first_shard_and_mean(on_devices):
   """A copy is missing, every run compiles its step twice, or a mean is a sum.
 
-  Or a step leaves the state that it was given in memory, beside the new one.
+  Or a step keeps the old state in memory beside the new one.
   """
   assert on_devices(4, _CODE).split() == ['traced', '1', 'n', '7.0']
 
@@ -79,5 +79,5 @@ print('same')
 
 @pytest.mark.parametrize('num_devices', [1, 2])
 def test_parameters_in_bfloat16_stay_so(on_devices, num_devices):
-  """Moments come back in float32, and each step is compiled and saved otherwise."""
+  """The moments come back in float32, so the step is compiled again and the state changes."""
   assert on_devices(num_devices, _BFLOAT16_PARAMETERS).split() == ['same']

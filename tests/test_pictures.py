@@ -1,4 +1,4 @@
-"""What stands where in a picture."""
+"""What each picture shows, and where."""
 
 import io
 
@@ -10,7 +10,7 @@ from digitnet import pictures
 
 
 def test_confusion_has_true_digits_in_rows():
-  """Figures stand elsewhere than their shades."""
+  """Numbers and shades are in different cells."""
   counts = np.zeros((10, 10), int)
   counts[3, 5] = 7
   (axis,) = pictures.confusion(counts).axes
@@ -19,7 +19,7 @@ def test_confusion_has_true_digits_in_rows():
 
 
 def test_digits_are_dark_on_white_and_upright():
-  """Digits stand on their heads, or are white."""
+  """Digits are upside down, or white."""
   image = np.zeros((1, 28, 28, 1), np.uint8)
   image[0, :14] = 255
   content = io.BytesIO()
@@ -29,7 +29,7 @@ def test_digits_are_dark_on_white_and_upright():
 
 
 def test_curves_are_of_what_their_titles_say():
-  """Accuracy is drawn where the wrong are, or one measure as another."""
+  """Accuracy is drawn as the error rate, or one measure as another."""
   line = {
       'split': 'train', 'epoch': 1.0, 'loss': 0.5, 'accuracy': 0.9,
       'learning_rate': 0.1, 'grad_norm': 1.0,
@@ -39,7 +39,7 @@ def test_curves_are_of_what_their_titles_say():
 
 
 def test_reliability_has_what_it_says_below():
-  """A network that is too sure seems too modest."""
+  """An overconfident network seems underconfident."""
   probs = np.full((10, 10), 0.02)
   probs[:, 3] = 0.82
   axis = pictures.reliability(probs, np.array([3] * 5 + [0] * 5)).axes[0]
@@ -48,14 +48,14 @@ def test_reliability_has_what_it_says_below():
 
 
 def test_the_dash_is_the_mean():
-  """It is the median, beside a table of means."""
+  """The dash is the median, beside a table of means."""
   (axis,) = pictures.dots({'baseline': [1.0, 1.0, 4.0]}).axes
   dashes = [line for line in axis.lines if line.get_marker() == '|']
   assert [line.get_xdata()[0] for line in dashes] == [2.0]
 
 
 def test_each_program_stands_at_its_batch_sizes():
-  """A bar is of another program, or of another batch size than stands below it."""
+  """A bar belongs to another program or batch size than its label says."""
   panels = {'training': {'a': {128: 5.0, 512: 6.0}, 'b': {512: 7.0}}}
   (axis,) = pictures.throughput(panels, 'here').axes
   assert [text.get_text() for text in axis.get_xticklabels()] == ['128', '512']
@@ -69,7 +69,7 @@ def test_each_program_stands_at_its_batch_sizes():
 
 
 def test_filters_are_those_of_the_kernel():
-  """The numbers of several kernels are mixed."""
+  """The values of several kernels are mixed up."""
   kernel = np.zeros((5, 5, 1, 2), np.float32)
   kernel[1, 4, 0, 1] = 1
   axis = pictures.filters(kernel).axes[0]

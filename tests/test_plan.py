@@ -1,4 +1,4 @@
-"""The run in steps, from the real presets."""
+"""The plan of a run in steps, for the real presets."""
 
 import pytest
 
@@ -23,7 +23,7 @@ from digitnet.plan import Plan
     ],
 )
 def test_presets_in_steps(config, num_train, per_epoch, last, warmup):
-  """A preset trains for another time than its docstring says."""
+  """A preset trains for another number of steps than its docstring says."""
   plan = Plan.make(config.get_config(), num_train)
   assert (plan.steps_per_epoch, plan.last_step, plan.warmup) == (per_epoch, last, warmup)
   assert plan.evaluates_at(per_epoch) and plan.saves_at(per_epoch)
@@ -41,7 +41,7 @@ def test_more_steps_than_can_be_counted_are_refused(field, value):
 
 
 def test_a_part_of_an_epoch_is_told():
-  """Every line of the log is of a whole epoch, and the curves have steps."""
+  """Epochs in the log are rounded to whole numbers, so the curves have jumps."""
   assert Plan.make(quick.get_config(), 970).epoch(36) == 36 / 48
 
 
@@ -55,7 +55,7 @@ def test_a_part_of_an_epoch_is_told():
     ],
 )
 def test_longer_presets_in_steps(config, per_epoch, last, warmup, evaluations, saves):
-  """A preset takes another time, or chooses among more validations, than it says."""
+  """A preset trains for other steps, or selects among more validations, than it says."""
   plan = Plan.make(config, 37_800)
   assert (plan.steps_per_epoch, plan.last_step, plan.warmup) == (per_epoch, last, warmup)
   steps = range(1, last + 1)

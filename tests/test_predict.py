@@ -38,7 +38,7 @@ def files(tmp_path, digits):
 
 
 def test_files_are_read_by_their_content(files, digits):
-  """The ending decides, or labels go with the wrong images."""
+  """The file extension decides the format, or labels go with the wrong images."""
   images, labels = digits(7)
   read = predict.read_files([
       files / 'images.gz', files / 'labels', files / 'with.csv', files / 'without.csv',
@@ -57,7 +57,7 @@ def other(train_tiny):
 
 
 def test_an_ensemble_is_the_mean_of_its_members(workdir, other, digits):
-  """Members are voted, weighed unevenly, or only the last one counts."""
+  """Members vote, have unequal weights, or only the last one counts."""
   images, _ = digits(9)
   members = [predict.Predictor(str(one)) for one in (workdir, other)]
   a, b = (one.probs(images) for one in members)
@@ -68,7 +68,7 @@ def test_an_ensemble_is_the_mean_of_its_members(workdir, other, digits):
 
 
 def test_views_change_the_image_and_nothing_else(workdir, digits):
-  """All views are alike, or an image is seen otherwise in other company."""
+  """All views are alike, or an image's views depend on the other images of the batch."""
   images, _ = digits(9)
   predictor = predict.Predictor(str(workdir))
   plain, two, three = (predictor.probs(images, views) for views in (1, 2, 3))
@@ -78,7 +78,7 @@ def test_views_change_the_image_and_nothing_else(workdir, digits):
 
 
 def test_probs_of_any_number_of_images(workdir, digits):
-  """The padded tail is answered too, or the order is lost."""
+  """The padding gets answers too, or the order is lost."""
   images, _ = digits(150)  # of 64 at a time
   predictor = predict.Predictor(str(workdir))
   probs = predictor.probs(images)
@@ -87,7 +87,7 @@ def test_probs_of_any_number_of_images(workdir, digits):
 
 
 def test_submission_has_kaggles_two_columns(workdir, other, files, run_script):
-  """Kaggle refuses the file, or it is of one member alone."""
+  """Kaggle refuses the file, or it comes from one member only."""
   process = run_script(
       'scripts/predict.py', f'--workdir={workdir}', f'--workdir={other}', '--views=2',
       '--submission', files / 'without.csv', check=True,
@@ -109,12 +109,12 @@ def test_evaluate_scores_damaged_images(workdir, files, run_script):
   scores = [json.loads(line) for line in process.stdout.splitlines()]
   assert [one['images'] for one in scores] == list(corruptions.CORRUPTIONS)
   assert all(one['num_examples'] == 7 for one in scores)
-  # These digits fill their picture, so that there is nowhere to move them.
+  # These digits fill their images, so off-centre ones have nowhere to move.
   assert len({one['loss'] for one in scores}) == len(scores) - 1
 
 
 def test_evaluate_takes_a_split_or_files(workdir, files, run_script):
-  """The files are scored in silence where the test split was asked for."""
+  """The files are scored silently although the test split was asked for."""
   process = run_script(
       'scripts/evaluate.py', f'--workdir={workdir}', '--split=test', files / 'with.csv'
   )
@@ -123,7 +123,7 @@ def test_evaluate_takes_a_split_or_files(workdir, files, run_script):
 
 
 def test_evaluate_lists_the_mistakes(workdir, files, run_script, tmp_path):
-  """The list has another number of mistakes than the score, or right answers."""
+  """The list has another number of mistakes than the score, or contains right answers."""
   process = run_script(
       'scripts/evaluate.py', f'--workdir={workdir}', f'--mistakes={tmp_path / "out"}',
       files / 'images.gz', files / 'labels', check=True,
@@ -191,7 +191,7 @@ def changed(workdir, tmp_path):
 
 
 def test_other_data_are_not_scored_as_the_runs_own(changed, run_script):
-  """The network is found, MNIST with it, and a run on stand-ins is scored there."""
+  """A run on the bundled digits is scored on MNIST, which is available by now."""
   copy = changed(lambda config: config['data'].update(split_seed=1))
   process = run_script('scripts/evaluate.py', f'--workdir={copy}')
   assert process.returncode == 2
@@ -199,7 +199,7 @@ def test_other_data_are_not_scored_as_the_runs_own(changed, run_script):
 
 
 def test_a_run_of_an_older_digitnet_is_used(workdir, changed, digits):
-  """A knob that came later shuts off every network trained before."""
+  """A new knob makes every network that was trained before it unusable."""
 
   def forget(config):
     del config['optim'], config['augment']['elastic'], config['data']['fold']
@@ -214,7 +214,7 @@ def test_a_run_of_an_older_digitnet_is_used(workdir, changed, digits):
 
 
 def test_views_are_neither_noisy_nor_inverted(workdir, changed, digits):
-  """Half of the views are of another kind of picture, and the mean is worse for it."""
+  """Some views show another kind of picture, which makes the mean worse."""
   strong = {'noise': 0.5, 'inverted_share': 1.0, 'cutout': 9.0}
   copy = changed(lambda config: config['augment'].update(strong))
   images, _ = digits(3)
@@ -235,14 +235,14 @@ def test_views_are_neither_noisy_nor_inverted(workdir, changed, digits):
     ],
 )
 def test_a_config_that_was_edited_is_checked(changed, group, values, says):
-  """A value that is none ends in a traceback, after the network was read."""
+  """An invalid value ends in a traceback, after the network has been loaded."""
   copy = changed(lambda config: config[group].update(values))
   with pytest.raises(UserError, match=re.escape(says)):
     predict.Predictor(str(copy))
 
 
 def test_a_checkpoint_that_training_replaces_meanwhile(workdir, changed, tmp_path, monkeypatch):
-  """Beside a run that trains on, its newest network is now and then called damaged."""
+  """While a run continues, its newest checkpoint is sometimes reported as damaged."""
   copy = changed(lambda config: None)
   aside = tmp_path / 'aside'
 
@@ -269,7 +269,7 @@ def test_a_checkpoint_that_training_replaces_meanwhile(workdir, changed, tmp_pat
 
 
 def test_a_knob_of_another_digitnet_is_named(changed, run_script):
-  """A run of another version ends in a traceback, or is used as what it is not."""
+  """A run of another version ends in a traceback, or is used as if it had no such knob."""
   copy = changed(lambda config: config['augment'].update(unchanged=0.3))
   process = run_script('scripts/evaluate.py', f'--workdir={copy}')
   assert process.returncode == 2, process.stderr
@@ -277,9 +277,9 @@ def test_a_knob_of_another_digitnet_is_named(changed, run_script):
 
 
 def test_a_finished_run_is_used_as_it_was_scored(train_tiny, digits):
-  """The network of another step than that of results.json answers.
+  """The network is of another step than the one that results.json names.
 
-  So it was where the last validation came after the last save: a signal had cut it short.
+  This happened when a signal cut a run short and its last validation followed its last save.
   """
   workdir = train_tiny('6 steps', {'eval_every': '3 steps', 'checkpoint_every': '3 steps'})
   path = workdir / 'results.json'
@@ -309,7 +309,7 @@ def test_a_finished_run_is_used_as_it_was_scored(train_tiny, digits):
     ],
 )
 def test_mistakes_end_with_two(workdir, files, run_script, script, args, message):
-  """A traceback for a mistyped file."""
+  """A mistyped file name ends in a traceback."""
   args = [arg.format(files=files) for arg in args]
   process = run_script(f'scripts/{script}.py', f'--workdir={workdir}', *args)
   assert process.returncode == 2, process.stderr
@@ -318,7 +318,7 @@ def test_mistakes_end_with_two(workdir, files, run_script, script, args, message
 
 
 def test_folder_without_a_run_is_named(tmp_path):
-  """An empty folder ends in a traceback, or is filled."""
+  """An empty folder ends in a traceback, or files are created in it."""
   with pytest.raises(UserError, match='no config.json'):
     predict.Predictor(str(tmp_path))
   assert not list(tmp_path.iterdir())
@@ -345,7 +345,7 @@ def test_output_cut_off_by_head_is_no_error(workdir, files):
 
 
 def test_every_view_is_by_what_is_quickest(workdir, monkeypatch):
-  """Layers are in oneDNN's form, and XLA computes them in three times the time."""
+  """XLA computes layers in oneDNN's form, in three times the time."""
   made = []
   jit = lambda step: made.append(step) or step
   monkeypatch.setattr(model_lib, 'for_inference', lambda model: (model, jit))
@@ -354,7 +354,7 @@ def test_every_view_is_by_what_is_quickest(workdir, monkeypatch):
 
 
 def test_saliency_is_what_a_small_change_does_to_the_odds(workdir):
-  """The demo's overlay shows something else than its words say."""
+  """The demo's overlay shows something other than its text says."""
   images = np.clip(bundled.load().train.images[:3], 0, 254)
   predictor = predict.Predictor(str(workdir))
   found = predictor.saliency(images)
@@ -369,7 +369,7 @@ def test_saliency_is_what_a_small_change_does_to_the_odds(workdir):
 
 
 def test_views_go_half_as_far_as_training(workdir, monkeypatch, digits):
-  """They go as far, and the mean of nine is no better than one (configs/choices.md)."""
+  """Views go as far, and the mean of nine is no better than one (configs/choices.md)."""
   asked = []
 
   def note(images, keys, strengths, scale):
@@ -383,7 +383,7 @@ def test_views_go_half_as_far_as_training(workdir, monkeypatch, digits):
 
 
 def test_views_are_averaged_as_probabilities(workdir, digits):
-  """Of logits, or of logarithms, the mean is another."""
+  """The mean is taken over logits or log-probabilities."""
   images, _ = digits(9)
   predictor = predict.Predictor(str(workdir))
   first, second = (predictor._probs_of_view(images, view) for view in (0, 1))
@@ -391,7 +391,7 @@ def test_views_are_averaged_as_probabilities(workdir, digits):
 
 
 def test_an_unfinished_run_answers_by_its_best(changed, monkeypatch):
-  """Its newest network does."""
+  """The newest network is used instead of the best."""
   copy = changed(lambda config: None)
   (copy / 'results.json').unlink()
   asked, restore = [], predict.Checkpoints.restore_params
@@ -407,13 +407,13 @@ def test_an_unfinished_run_answers_by_its_best(changed, monkeypatch):
 
 
 def test_evaluate_opens_the_test_split_when_asked_alone(workdir, run_script):
-  """Whoever compares recipes chooses on the test split, and does not know it."""
+  """A user who compares recipes selects on the test split without knowing it."""
   process = run_script('scripts/evaluate.py', f'--workdir={workdir}', check=True)
   assert json.loads(process.stdout)['dataset'].endswith(', validation')
 
 
 def test_evaluate_scores_all_networks_in_all_views(workdir, other, files, run_script, tmp_path):
-  """A flag is read and forgotten, or the mistakes are those on damaged images."""
+  """A flag is parsed and has no effect, or the mistakes are those on damaged images."""
   members = [predict.Predictor(str(one)) for one in (workdir, other)]
   examples = predict.read_files([files / 'with.csv'])
   probs = predict.mean_probs(members, examples.images, 2)

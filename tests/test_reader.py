@@ -1,4 +1,4 @@
-"""The demo's reader: many callers, few calls of the network."""
+"""The demo's reader serves many callers by few calls of the network."""
 
 import asyncio
 import types
@@ -34,7 +34,7 @@ def _run(reader, ask):
 
 
 def test_each_caller_gets_its_own_answer(reader, predictors, digits):
-  """In a batch of several callers one gets what another asked for."""
+  """In a batch of several callers, one gets another's answer."""
   images, _ = digits(70)
 
   async def ask():
@@ -71,7 +71,7 @@ def test_a_row_of_digits_is_one_question(reader, predictors, digits):
 
 
 def test_too_many_callers_are_turned_away(reader, digits, monkeypatch):
-  """What waits fills the memory."""
+  """Waiting questions fill the memory."""
   monkeypatch.setattr(reader_lib, '_MOST_WAITING', 3)
   images, _ = digits(4)
   with pytest.raises(reader_lib.Busy):
@@ -94,7 +94,7 @@ def test_a_failure_reaches_who_asked_and_no_other(reader, digits, monkeypatch):
 
 
 def test_who_has_gone_harms_nobody(reader, digits):
-  """A closed page cancels its question, and the reader dies of it."""
+  """A closed page cancels its question, which ends the reader."""
   images, _ = digits(3)
 
   async def ask():
@@ -107,7 +107,7 @@ def test_who_has_gone_harms_nobody(reader, digits):
 
 
 def test_all_networks_say_what_speaks_for_a_digit():
-  """The first one's word is shown for that of the ensemble."""
+  """The first network's saliency is shown as the ensemble's."""
 
   def network(value):
     return types.SimpleNamespace(

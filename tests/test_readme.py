@@ -25,11 +25,11 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
 
 # Run by .ci/run on a clean clone, where there is no environment yet.
 BY_CI = {'bash scripts/run.sh --config=configs/quick.py', 'bash scripts/test.sh'}
-# What set-up does, and what needs a file that only a longer command leaves.
+# Done by the set-up, or needs a file that only a longer command leaves.
 BY_SETUP = {
     'pip install -e .', 'head -n 3 runs/kaggle/predictions.csv',
 }  # fmt: skip
-# Which ends when it is told to: tests/test_server.py.
+# Runs until it is stopped: tested in tests/test_server.py.
 SERVER = 'python scripts/demo.py --workdir=runs/quick'
 MAIN = [c for c in COMMANDS if 'main.py' in c]
 SCRIPTS = [c for c in COMMANDS if c.startswith('python scripts/') and c != SERVER]
@@ -45,7 +45,7 @@ def test_every_command_is_run_somewhere():
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, mnist_dir):
-  """Real MNIST files, and CSV files of Kaggle's form made from a few of them."""
+  """Real MNIST files, and CSV files in Kaggle's format made from a few of their images."""
   from digitnet.data import idx
   from etils import epath
   from tests.test_kaggle import write_csv
@@ -66,7 +66,7 @@ def folder(tmp_path_factory, mnist_dir):
 
 
 def _split(command):
-  """The environment and the arguments of a command of the README."""
+  """The environment variables and the arguments of a command of the README."""
   words = shlex.split(command)
   env = {}
   while '=' in words[0]:
@@ -78,14 +78,14 @@ def _split(command):
 
 @pytest.mark.parametrize('command', MAIN)
 def test_training_commands(run_python, folder, prepared, tmp_path, command):
-  """A flag of the README has been renamed."""
+  """A flag in the README has been renamed."""
   env, words = _split(command.replace('FOLDER', str(folder)))
   given = {word.split('=')[0] for word in words}
   shrink = {'duration': '1 steps', **{k: v for k, v in TINY.items() if 'model' in k}}
   shrink['data.dir'] = str(prepared[0])
   shrink['data.source'] = 'bundled'
-  shrink['write_report'] = False  # Which takes longer than such a run.
-  # Opened by one of them; of the others 28,000 images would be the most of it.
+  shrink['write_report'] = False  # The report takes longer than such a run.
+  # Only one command scores the test split; its 28,000 images would take most of the time.
   shrink['score_test'] = 'kaggle' in command
   if '--config.data.manual_dir' in ' '.join(words):
     shrink['data.source'] = 'tfds'
@@ -109,7 +109,7 @@ def test_training_commands(run_python, folder, prepared, tmp_path, command):
 
 @pytest.mark.parametrize('command', SCRIPTS)
 def test_script_commands(run_python, folder, trained, tiny_flags, tmp_path, command):
-  """A script of the README has other flags, or cannot find the package."""
+  """A script in the README has other flags, or cannot find the package."""
   command = command.replace('FOLDER', str(folder))
   command = re.sub(r'\bruns/(quick|kaggle_1|kaggle)\b', str(trained), command)
   command = re.sub(r'\bruns/(?=mistakes|cluster|exported|imported)', f'{tmp_path}/', command)
@@ -120,7 +120,7 @@ def test_script_commands(run_python, folder, trained, tiny_flags, tmp_path, comm
   if 'launch_local' in command:
     words += tiny_flags({'duration': '2 steps'})
   if 'export.py' in command:
-    words += ['stablehlo', 'onnx']  # 8 bits are too few for a network of four steps.
+    words += ['stablehlo', 'onnx']  # 8 bits are too few after four steps of training.
   if 'import_keras' in command:
     words += tiny_flags()
   if 'ablate' in command:
@@ -138,7 +138,7 @@ def trained(train_tiny):
 
 
 def test_readme_names_what_is_there():
-  """A room, a source or a result that does not exist."""
+  """The README names a module, a knob or a file that does not exist, or lacks a module."""
   rooms = README.split('## The rooms')[1].split('```')[1]
   named = set(re.findall(r'\b([a-z_]+)\.py', rooms))
   there = {p.stem for p in (ROOT / 'digitnet').glob('*.py')} - {'__init__'}

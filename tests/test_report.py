@@ -1,4 +1,4 @@
-"""The report: what a run leaves for people."""
+"""The report that a run leaves for people."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def finished(train_tiny):
 
 
 def _scored(predicted, labels, confidence):
-  """A split of as many images, each of its own shade, and such predictions."""
+  """A split with these labels and predictions, whose images each have their own shade."""
   num = len(labels)
   probs = np.full((num, 10), 0.0, np.float32)
   for i, (digit, sure) in enumerate(zip(predicted, confidence)):
@@ -42,7 +42,7 @@ def _scored(predicted, labels, confidence):
 
 
 def test_augmented_images_are_those_that_are_trained_on(monkeypatch, digits):
-  """Mixtures are trained on, and the page shows none; or it shows all changed."""
+  """Training uses mixup and the page shows none, or it changes the originals too."""
   train_split = Split(*digits(20))
   monkeypatch.setattr(pictures, 'digits', lambda images, columns: images)
   config = default.get_config()
@@ -72,7 +72,7 @@ def test_a_run_ends_with_its_report(finished):
 
 
 def test_a_network_without_convolutions_has_a_report(train_tiny):
-  """Of an ablation that takes all of them away only a warning is left."""
+  """An ablation that removes all convolutions leaves only a warning, and no report."""
   none = {'model.conv_features': (), 'model.kernel_sizes': (), 'model.conv_dropout_rates': ()}
   workdir = train_tiny('4 steps', {**none, 'write_report': True})
   page = (workdir / 'report/index.html').read_text()
@@ -80,7 +80,7 @@ def test_a_network_without_convolutions_has_a_report(train_tiny):
 
 
 def test_the_script_makes_the_same_page_again(finished, run_script):
-  """The script reports of another network, or of other data."""
+  """The script reports on another network or other data."""
   page = finished / 'report/index.html'
   before = re.sub(r'base64,[^"]*', '', page.read_text())
   page.unlink()
@@ -118,7 +118,7 @@ def test_a_failing_report_loses_no_result(
 
 
 def test_a_sealed_test_split_stays_out_of_the_report(tiny_config, tmp_path):
-  """The pictures show what nobody was to look at yet."""
+  """The pictures show images that nobody should look at yet."""
   config = tiny_config(
       {'duration': '4 steps', 'write_report': True, 'score_test': False}
   )
@@ -145,7 +145,7 @@ def test_mistakes_are_sorted_and_known_label_errors_marked(tmp_path, monkeypatch
 
 
 def test_no_mistake_is_no_fault(tmp_path):
-  """A perfect network cannot be reported, or has the mistakes of the one before it."""
+  """A perfect network has no report, or gets the mistakes of the one before it."""
   (tmp_path / 'mistakes.png').write_text('of an earlier scoring')
   scored = _scored([1, 2], [1, 2], [0.9, 0.5])
   report.write_mistakes(scored, epath.Path(tmp_path))
@@ -209,7 +209,7 @@ def test_mistakes_of_the_user_are_told(finished, run_script, flags, complaint):
 
 
 def test_curves_of_few_or_perfect_points_are_drawn(tmp_path):
-  """A short or a perfect run has nothing to put on a logarithmic axis."""
+  """A short or perfect run has nothing to plot on a logarithmic axis, and fails."""
   lines = [
       {'split': 'train', 'epoch': 1.0, 'loss': 0.0, 'accuracy': 1.0,
        'learning_rate': 0.0, 'grad_norm': 0.0},
@@ -230,7 +230,7 @@ def test_variants_of_many_changes_have_room(tmp_path):
 
 
 def test_precision_and_recall_are_in_their_columns():
-  """Each stands under the other's name."""
+  """Precision and recall are swapped."""
   counts = np.zeros((10, 10), int)
   counts[3, 3], counts[3, 5], counts[5, 5] = 3, 1, 4
   rows = report._by_class(counts)
@@ -246,7 +246,7 @@ def test_a_mistake_says_label_and_answer(monkeypatch):
 
 
 def test_a_page_is_of_the_right_network_and_counts(finished, tmp_path, monkeypatch):
-  """Rows and columns of the counts are swapped, or the last step passes for the best."""
+  """Rows and columns of the counts are swapped, or the last step is shown as the best."""
   copy = tmp_path / 'run'
   shutil.copytree(finished, copy)
   seen, blank = [], pictures.digits(np.zeros((1, 28, 28)))
@@ -260,7 +260,7 @@ def test_a_page_is_of_the_right_network_and_counts(finished, tmp_path, monkeypat
 
 
 def test_each_run_has_its_own_scores_and_curves(finished, tmp_path, monkeypatch):
-  """The scores of validation stand under test, or a curve under another run's name."""
+  """Validation scores appear as test scores, or a curve under another run's name."""
   for name, num_errors in (('b', 5), ('a', 7)):
     shutil.copytree(finished, tmp_path / name)
     path = tmp_path / name / 'results.json'

@@ -1,4 +1,4 @@
-"""What results.json says of the code that made it."""
+"""What results.json says of a run, and of the code that made it."""
 
 import subprocess
 import types
@@ -14,7 +14,7 @@ from digitnet.workdir import Workdir
 
 
 def test_commit_and_changes_are_named(tmp_path, monkeypatch):
-  """Figures of edited code pass for those of a commit."""
+  """Results of edited code pass for those of a commit."""
   package = tmp_path / 'digitnet'
   package.mkdir()
   (package / 'results.py').write_text('one')
@@ -38,7 +38,7 @@ def test_commit_and_changes_are_named(tmp_path, monkeypatch):
 
 
 def test_scores_are_written_out():
-  """A score without its count."""
+  """A score is shown without its count."""
   summary = {'loss': 0.02, 'accuracy': 0.995, 'num_errors': 140, 'num_examples': 28000}
   assert results.describe(summary) == '99.50% right, 140 of 28,000 wrong, loss 0.0200'
   assert 'not scored' in results.describe(None)
@@ -48,7 +48,7 @@ def test_scores_are_written_out():
     'text, says', [(None, 'the run is not finished'), ('{"steps": 1}', "it has no 'dataset'")]
 )
 def test_results_of_no_run_are_told_apart(tmp_path, text, says):
-  """A report or an export of something else ends in a traceback."""
+  """A report or an export of something that is no finished run ends in a traceback."""
   if text:
     (tmp_path / 'results.json').write_text(text)
   with pytest.raises(UserError, match=says):
@@ -56,7 +56,7 @@ def test_results_of_no_run_are_told_apart(tmp_path, text, says):
 
 
 def test_what_readers_count_on_is_there(train_tiny, monkeypatch):
-  """Every finished run is refused, or names a commit that was made while it trained."""
+  """Every finished run is refused, or names a commit that was made during training."""
   commits = ['of the start']
   monkeypatch.setattr(results, 'git_commit', lambda: commits[-1])
   init = model.init_params
@@ -69,7 +69,7 @@ def test_what_readers_count_on_is_there(train_tiny, monkeypatch):
 
 
 def test_the_best_is_told_and_the_pace_is_of_training():
-  """The newest validation passes for the best, or compilation for training."""
+  """The newest evaluation passes for the best, or compilation counts as training."""
   progress = Progress('d', train_images=50, train_seconds=2.0, earlier_seconds=100.0)
   progress.evaluations = [
       {'step': step, 'num_errors': n, 'num_examples': 9, 'loss': 0.1, 'accuracy': 0.5}

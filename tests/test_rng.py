@@ -13,7 +13,7 @@ def _data(keys):
 
 
 def test_keys_are_all_different():
-  """Dropout and augmentation, or two steps, share their chance."""
+  """Dropout and augmentation, or two steps, share their random numbers."""
   places = jnp.arange(4)
   keys = [
       tuple(row)
@@ -26,19 +26,19 @@ def test_keys_are_all_different():
 
 
 def test_a_key_belongs_to_the_place():
-  """A device that holds places 2 and 3 draws otherwise than one that holds all."""
+  """A device that holds places 2 and 3 draws other numbers than one that holds all."""
   whole = _data(rng.example_keys(0, 'dropout', 5, jnp.arange(4)))
   part = _data(rng.example_keys(0, 'dropout', 5, jnp.array([2, 3])))
   assert whole[2:] == part
 
 
 def test_streams_keep_their_numbers():
-  """A new stream renumbers the old ones, and no run can be repeated."""
+  """A new stream renumbers the old ones, and no earlier run can be repeated."""
   assert rng.STREAMS == {'init': 0, 'dropout': 1, 'augment': 2, 'views': 3}
 
 
 def test_chance_is_what_it_was():
-  """Seeds, steps or places are folded in otherwise, and no run can be repeated."""
+  """Seeds, steps or places are folded in differently, and no earlier run can be repeated."""
   keys = rng.example_keys(7, 'augment', 5, jnp.array([3]))
   assert _data(keys) == [[1907120798, 2635782655]]
   keys = rng.example_keys(0, 'dropout', 5, jnp.array([3]))
@@ -48,7 +48,7 @@ def test_chance_is_what_it_was():
 
 
 def test_keys_are_threefrys_whatever_jaxs_default_is():
-  """Where TPUs are told to draw by their own generator, masks are of half a key."""
+  """With JAX's default set to the TPU's own generator, masks use half of the key."""
   wanted = _data(rng.stream_key(0, 'dropout'))
   with jax.default_prng_impl('rbg'):
     assert _data(rng.stream_key(0, 'dropout')) == wanted
@@ -64,13 +64,13 @@ def test_threefry_is_jaxs_own():
 
 
 def test_bits_are_even_and_independent():
-  """Neighbours, examples, streams or steps of dropout share their chance."""
+  """Neighbours, examples, streams or steps of dropout share their random numbers."""
   keys = jnp.stack([rng.example_keys(0, 'dropout', s, jnp.arange(8)) for s in (0, 1)])
   bits = np.stack([
       [np.asarray(rng.bits(keys[s], stream, (64, 32))) for stream in (1, 2)]
       for s in (0, 1)
   ])  # [steps, streams, examples, 64, 32]
-  # Every bit of the word is one half the time: 5 sigma of 65,536 draws.
+  # Every bit of the word is one half of the time, within 5 sigma of 65,536 draws.
   share = [((bits >> i) & 1).mean() for i in range(32)]
   assert np.abs(np.array(share) - 0.5).max() < 5 * 0.5 / np.sqrt(bits.size)
   # No two masks, and no mask and its shifted self, agree more often than by chance.
@@ -83,7 +83,7 @@ def test_bits_are_even_and_independent():
 
 
 def test_bits_belong_to_the_key_alone():
-  """A device that holds fewer examples draws other masks."""
+  """A device that holds fewer examples draws different masks."""
   keys = rng.example_keys(0, 'dropout', 3, jnp.arange(4))
   whole = rng.bits(keys, 1, (5, 3))
   np.testing.assert_array_equal(whole[2:], rng.bits(keys[2:], 1, (5, 3)))

@@ -1,4 +1,4 @@
-"""The model of the step: its counts and its all-reduce, against a calculation by hand."""
+"""The model of a step: its counts and its all-reduce, against calculations by hand."""
 
 import sys
 
@@ -38,7 +38,7 @@ def test_all_reduce_of_a_ring():
 
 @pytest.mark.parametrize('num_chips', [1, 8, 256])
 def test_the_best_batch_is_the_smallest(num_chips):
-  """The table recommends more than is needed, or too little."""
+  """The table recommends a larger batch than is needed, or one that is too small."""
   network = scaling.the_network()
   for chip in scaling.CHIPS.values():
     batch = scaling.best_batch(network, chip, num_chips, 4, 0.5)
@@ -61,13 +61,13 @@ def test_the_script_prints_and_leaves_its_tables(run_script, tmp_path):
 
 
 def test_the_flags_reach_the_tables(run_script):
-  """The tables are of another efficiency or batch than their titles were asked for."""
+  """The tables show another efficiency or batch size than the flags ask for."""
   process = run_script('scripts/scaling.py', '--efficiency=0.8', '--batch_size=1024', check=True)
   assert process.stdout == scaling.table(scaling.the_network(), 4, 0.8, 1024) + '\n'
 
 
 def test_the_readme_has_the_tables_of_today():
-  """A chip's figures or the model of a step changed, and what is read of them did not."""
+  """A chip's figures or the model changed, and the tables in the README did not."""
   tables = scaling.table(scaling.the_network(), 4, 0.5, 8192)
   assert tables in (ROOT / 'scripts/README.md').read_text()
 
@@ -79,6 +79,6 @@ def test_the_three_parts_of_a_step():
       scaling.Network(flops=3.0, parameters=5), chip, num_chips=4, batch_size=8, bytes_each=2
   )
   assert arithmetic == pytest.approx(3 * 8 / 4 / (10 * scaling._ATTAINED))
-  # Each of the eight passes over four bytes a parameter.
+  # Eight passes over four bytes per parameter.
   assert optimizer == pytest.approx(8 * 4 * 5 / 8)
   assert all_reduce == scaling.all_reduce_seconds(5 * 2, chip, 4)

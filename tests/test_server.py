@@ -89,7 +89,7 @@ def test_an_answer_is_that_of_predict(site, predictors):
 
 
 def test_a_row_of_digits_and_what_speaks_for_them(site):
-  """The two boxes of the page do nothing."""
+  """The two check boxes of the page have no effect."""
   drawing = _drawing(_SEVEN, ((130, 20), (130, 90)), size=(170, 112))
   _, answer = _ask(site, path='/read?several=1&saliency=1', body=drawing)
   assert len(answer['digits']) == 2
@@ -113,7 +113,7 @@ def test_the_page_asks_nobody_else(site, path, kind):
 
 @pytest.fixture
 def server_log():
-  """What the running server writes to its log."""
+  """The log of the running server."""
   records = []
   handler = logging.Handler()
   handler.emit = records.append
@@ -145,7 +145,7 @@ def test_more_requests_than_memory_allows_are_turned_away(site, monkeypatch):
 
 
 def _ask_until(port, status):
-  """Asks till the answer is that: the server learns of others at its own pace."""
+  """Asks until the status is `status`: the server notices other clients with a delay."""
   for _ in range(100):
     response, answer = _ask(port, body=_drawing(_SEVEN))
     if response.status == status:
@@ -163,7 +163,7 @@ def test_a_picture_of_too_many_pixels_is_refused(site):
 
 
 def test_health(site):
-  """A watchdog cannot tell that it lives."""
+  """A watchdog cannot tell that the server is alive."""
   response, answer = _ask(site, 'GET', '/health')
   assert response.status == 200
   assert answer['status'] == 'ok' and answer['networks'] == ['run4', 'run6']
@@ -189,7 +189,7 @@ def test_bad_requests_are_told_and_harm_nobody(site, request_of, status, reason)
   try:
     response, answer = _ask(site, **request_of)
   except (BrokenPipeError, ConnectionResetError):
-    # It need not read on what it has refused.
+    # The server need not read the rest of a body that it has refused.
     assert status == 413
   else:
     assert response.status == status and reason in answer['error'], answer
@@ -205,7 +205,7 @@ def test_a_request_that_never_comes_in_is_given_up(site, monkeypatch):
 
 
 def test_a_fault_is_told_without_its_traceback(site, monkeypatch):
-  """Strangers read our paths, or a fault is the last thing it answers."""
+  """Strangers see our paths, or the server answers nothing after a fault."""
   drawing = _drawing(_SEVEN)
   with monkeypatch.context() as patched:
     patched.setattr(Reader, 'read', lambda *_: 1 / 0)
@@ -242,13 +242,13 @@ def _start(*flags):
 
 @pytest.mark.parametrize('signum,code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_it_starts_and_stops_as_programs_do(train_tiny, signum, code):
-  """It cannot be stopped, or ends in a traceback."""
+  """The server cannot be stopped, or ends in a traceback."""
   process = _start(f'--workdir={train_tiny("4 steps")}', '--port=0')
   line = process.stdout.readline()
   assert line.startswith('draw at http://127.0.0.1:')
   port = int(line.split()[2].rpartition(':')[2])
   assert _ask(port, body=_drawing(_SEVEN))[0].status == 200
-  # A browser keeps its connection; that must not hold up the end.
+  # A browser keeps its connection open; that must not delay the end.
   with socket.create_connection(('127.0.0.1', port)) as idle:
     idle.sendall(b'GET /health HTTP/1.1\r\nHost: x\r\n\r\n')
     assert b'200 OK' in idle.recv(1000)
@@ -258,7 +258,7 @@ def test_it_starts_and_stops_as_programs_do(train_tiny, signum, code):
 
 
 def test_a_port_in_use_is_told(run_python, train_tiny, site):
-  """A second server ends in a traceback, or says that it listens."""
+  """A second server ends in a traceback, or claims to listen."""
   process = run_python(
       'scripts/demo.py', f'--workdir={train_tiny("4 steps")}', f'--port={site}'
   )
@@ -267,7 +267,7 @@ def test_a_port_in_use_is_told(run_python, train_tiny, site):
 
 
 def test_what_speaks_for_a_digit_has_its_own_colour():
-  """For and against are swapped."""
+  """The colours for and against a digit are swapped."""
   saliency = np.zeros((28, 28), np.float32)
   saliency[3, 4], saliency[5, 6] = 1, -1
   content = base64.b64decode(server._overlay(saliency).partition(',')[2])
@@ -278,7 +278,7 @@ def test_what_speaks_for_a_digit_has_its_own_colour():
 
 
 def test_a_reader_that_died_is_not_healthy():
-  """Whoever watches the page is told that all is well, and nothing is read."""
+  """A watchdog is told that all is well, and no digit is read."""
   app = server.make_app(types.SimpleNamespace(names=[], num_read=0))
   health = {route.path: route.endpoint for route in app.routes}['/health']
   serving = types.SimpleNamespace(done=lambda: True)

@@ -1,4 +1,4 @@
-"""setup.sh finds the newest Python that runs, and says so when there is none."""
+"""setup.sh finds the newest Python that works, and says so if there is none."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def find_python(tmp_path):
 
 
 def _fake(path, works):
-  # A shim of a version manager exists and does not run.
+  # A version manager's shim can exist without working.
   path.write_text('#!/bin/sh\nexit ' + ('0' if works else '127') + '\n')
   path.chmod(0o755)
 
@@ -51,14 +51,14 @@ def _fake(path, works):
     ],
 )
 def test_newest_that_runs_is_taken(find_python, fakes, pyenv, found):
-  """A shim that does not run is taken, or an older Python than need be."""
+  """A shim that does not work is taken, or an older Python than necessary."""
   process = find_python(fakes, pyenv)
   assert process.returncode == 0, process.stderr
   assert process.stdout.strip().endswith(found)
 
 
 def test_an_environment_whose_python_is_gone_is_made_again(tmp_path):
-  """After an upgrade of the system both commands fail for ever."""
+  """After a system upgrade both commands fail forever."""
   (tmp_path / 'scripts').mkdir()
   shutil.copy(ROOT / 'scripts/setup.sh', tmp_path / 'scripts')
   bin_folder = tmp_path / '.venv/bin'
@@ -75,13 +75,13 @@ def test_an_environment_whose_python_is_gone_is_made_again(tmp_path):
 
 
 def test_python_variable_is_obeyed(find_python):
-  """PYTHON is passed over for a newer one, or a bad one is used."""
+  """A newer Python is used instead of $PYTHON, or a bad one is used."""
   process = find_python({'python3.13': True, 'mine': True}, PYTHON='mine')
   assert process.stdout.strip() == 'mine'
 
 
 def test_no_python_is_said_in_one_line(find_python):
-  """Set-up ends in a message of the shell's."""
+  """Set-up ends in an error message of the shell."""
   process = find_python({'python3': False})
   assert process.returncode == 2
   assert process.stderr.startswith('digitnet: no Python 3.11 to 3.13')
@@ -124,7 +124,7 @@ def test_lock_holds_every_requirement_with_hashes():
 
 
 def test_scripts_say_what_they_do():
-  """A script that cannot be run, or does not tell its use."""
+  """A script cannot be run, or does not explain its use."""
   for path in (ROOT / 'scripts').iterdir():
     if path.suffix == '.sh':
       assert os.access(path, os.X_OK), path

@@ -13,7 +13,7 @@ from digitnet.errors import Stopped
 
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
 def signum(request):
-  """A signal, whose outer handler notes it in `received`."""
+  """A signal number whose outer handler records it in `received`."""
   previous = signal.getsignal(request.param)
   yield request.param
   signal.signal(request.param, previous)

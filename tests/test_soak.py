@@ -1,4 +1,4 @@
-"""The soak: only a run that was killed, and then ended alike, counts as equal."""
+"""The soak test: only a run that was killed and then ended alike counts as equal."""
 
 import itertools
 import os
@@ -46,7 +46,7 @@ def test_a_round(monkeypatch, tmp_path, codes, found, outcome):
 
 @pytest.fixture
 def rounds(monkeypatch, tmp_path, capsys):
-  """Soaks without a process: each round comes to what is given; returns what was printed."""
+  """Runs soak.py without processes, with the given outcomes; returns what it printed."""
 
   def run(*outcomes, unbroken=0):
     kills = []
@@ -73,7 +73,7 @@ def rounds(monkeypatch, tmp_path, capsys):
 
 
 def test_all_equal(rounds):
-  """All rounds have their kills at one moment, or some none before their end."""
+  """All rounds are killed at the same moments, or some only after their end."""
   out = rounds((2, []), *[(1, [])] * 9)
   assert out.splitlines()[-1] == '10 of 10 bit-equal, 11 kills'
   assert len({str(kills) for kills in rounds.kills}) == 10
@@ -89,7 +89,7 @@ def test_all_equal(rounds):
     ],
 )
 def test_one_that_is_not_equal(rounds, capsys, outcome, says):
-  """A script that soaks over night hears that all is well."""
+  """A script that runs the soak test overnight is told that all is well."""
   with pytest.raises(TrainingFailed, match='some rounds ended otherwise'):
     rounds((1, []), outcome)
   out = capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_one_that_is_not_equal(rounds, capsys, outcome, says):
 
 
 def test_what_cannot_be_compared_with(rounds, tmp_path):
-  """Rounds are compared with a run that failed, or with one of another soak."""
+  """Rounds are compared with a failed run, or with one of an earlier soak test."""
   with pytest.raises(TrainingFailed, match='the unbroken run failed'):
     rounds((1, []), unbroken=1)
   (tmp_path / 'round1').mkdir()
@@ -106,7 +106,7 @@ def test_what_cannot_be_compared_with(rounds, tmp_path):
 
 
 def test_a_start_is_killed_or_ends(tmp_path):
-  """The kill is a request to stop, or the run lies in another folder."""
+  """The kill is only a request to stop, or the run uses another folder."""
   program = tmp_path / 'main.py'
   program.write_text('import sys, time; print(sys.argv[1:]); time.sleep(float(sys.argv[1]))')
   for seconds, kill_after, code in (('60', 0.3, -signal.SIGKILL), ('0', None, 0), ('x', 60, 1)):

@@ -1,4 +1,4 @@
-"""What `auto` takes, and what it says of it."""
+"""What `auto` takes, and what it says about it."""
 
 import gzip
 
@@ -37,7 +37,7 @@ def test_auto_says_that_it_takes_the_bundled_digits(offline):
 
 
 def test_auto_takes_the_files_at_hand(offline, tmp_path, mnist_dir):
-  """Files that a user names are passed over."""
+  """Files that a user names are ignored."""
   lines = []
   assert _load(folder=mnist_dir, lines=lines).source == 'idx'
   assert 'auto takes idx' in lines[0]
@@ -68,13 +68,13 @@ def test_missing_folder_is_named(source, tmp_path):
 
 @pytest.mark.parametrize('source', ['idx', 'kaggle'])
 def test_unset_folder_is_named(source):
-  """The current folder is searched unasked."""
+  """The current folder is searched although nobody asked for it."""
   with pytest.raises(UserError, match='config.data.dir is not set'):
     _load(source)
 
 
 def test_labels_go_with_their_images(mnist_dir):
-  """The cut permutes images and labels apart."""
+  """The cut permutes images and labels differently."""
   dataset = _load('idx', mnist_dir)
   # Ones have far less ink than zeros, in every split.
   for split in (dataset.train, dataset.validation, dataset.test):
@@ -84,7 +84,7 @@ def test_labels_go_with_their_images(mnist_dir):
 
 
 def test_idx_takes_the_folder_of_tfds_too(mnist_dir):
-  """Whoever has named the one must name the other."""
+  """A user who has set `manual_dir` must set `dir` as well."""
   dataset = sources.load(
       lambda line: None, source='idx', dir='', manual_dir=str(mnist_dir), split='standard',
       split_seed=0, num_folds=5, fold=1,

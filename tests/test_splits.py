@@ -1,4 +1,4 @@
-"""Splits are disjoint, complete, of the right sizes, and the same for ever."""
+"""Splits are disjoint, complete, of the right sizes, and never change."""
 
 import dataclasses
 import hashlib
@@ -49,7 +49,7 @@ MNIST_LIKE = Corpus('small mnist', _numbered(0, 600), _numbered(600, 700))
     ],
 )
 def test_splits_are_disjoint_and_complete(corpus, split, sizes):
-  """An image is trained on and scored, or in no split."""
+  """An image is both trained on and scored, or is in no split."""
   dataset = _cut(corpus, split)
   assert tuple(dataset.split_sizes.values()) == sizes
   numbers = [
@@ -94,7 +94,7 @@ def test_split_follows_its_seed():
 
 
 def test_permutation_is_fixed_for_ever():
-  """A new NumPy shuffles otherwise, and every published figure is void."""
+  """A new NumPy shuffles differently, and every published result is void."""
   assert splits.permutation(10, 0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
   digest = hashlib.sha256(splits.permutation(70_000, 0).astype('<i8').tobytes())
   assert digest.hexdigest().startswith('10187494712450a0')
@@ -120,7 +120,7 @@ _KAGGLE_LIKE = Corpus('kaggle', _numbered(0, 420), _numbered(420, 700, False))
     'corpus, split', [(_KAGGLE_LIKE, 'card'), (MNIST_LIKE, 'standard'), (MNIST_LIKE, 'card')]
 )
 def test_validation_follows_the_seed(corpus, split):
-  """The labelled images are cut as they came."""
+  """The labelled images are cut into folds unshuffled."""
   first, second = (_numbers(_cut(corpus, split, seed=seed).validation) for seed in (0, 1))
   assert set(first) != set(second)
 

@@ -1,4 +1,4 @@
-"""What a run starts with where there is no checkpoint."""
+"""What a run starts with, with and without a checkpoint."""
 
 import types
 
@@ -27,7 +27,7 @@ def test_another_seed_begins_with_another_network(tiny_config):
 
 
 def test_a_resumed_run_names_its_new_machine(monkeypatch):
-  """The next resume says that the machine has changed, and it has not."""
+  """The next resume says that the machine has changed when it has not."""
   monkeypatch.setattr(cluster, 'arrays_from_main', lambda tree, like: tree)
   monkeypatch.setattr(start.jax, 'eval_shape', lambda init: None)
   saved = (object(), Progress('data', {'count': 99}))

@@ -1,4 +1,4 @@
-"""One update against Adam by hand; padding and reports."""
+"""The train step against Adam by hand, the eval step, padding and reports."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ from digitnet import steps
 from tests.conftest import random_params
 
 NO_CHANGE = augment.Strengths()
-# Of an image alone, and with others; more would take longer to compile.
+# A change of single images, and one that mixes images; more would take longer to compile.
 CHANGE = augment.Strengths(translation=2)
 MIXING_CHANGE = augment.Strengths(translation=2, mixup=0.5)
 
@@ -37,7 +37,7 @@ def net():
   return build
 
 
-# Most tests take the same step, of eight images out of eight: it is compiled once.
+# Most tests run the same step, on eight images out of eight: it is compiled once.
 @functools.cache
 def _start(net, strengths=NO_CHANGE, seed=0, **options):
   step = parallel.pmap(
@@ -122,7 +122,7 @@ def test_accumulation_is_one_large_batch(net, digits):
         report.metrics.confusion, of_whole.metrics.confusion
     )
     assert report.grad_norm == pytest.approx(of_whole.grad_norm, rel=1e-4)
-    # The second moments are the squared gradients: signs of zeros do not matter.
+    # The second moments are squared gradients, so signs of zeros do not matter.
     for a, b in zip(jax.tree.leaves(after.opt_state), jax.tree.leaves(whole.opt_state)):
       np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8)
 
@@ -131,7 +131,7 @@ def test_learning_rate_is_scaled(net, digits):
   """The plateau's scale reaches the report but not the parameters."""
   images, labels = digits(8)
   state, step = _start(net())
-  # From zero, so that where they come to is how far they went.
+  # From zero, so that the new params are the update.
   state = state.replace(params=jax.tree.map(np.zeros_like, state.params))
   moves = []
   for scale in (1.0, 0.25):
@@ -142,7 +142,7 @@ def test_learning_rate_is_scaled(net, digits):
 
 
 def test_clipping_scales_the_gradients_that_adam_sees(net, digits):
-  """The norm is clipped an array at a time, or short gradients are stretched."""
+  """Each array is clipped by itself, or small gradients are scaled up."""
   images, labels = digits(8)
   moments, norms = [], []
   for options in ({}, {'clip_norm': 0.1}, {'clip_norm': 1e6}):
@@ -181,7 +181,7 @@ def test_label_smoothing_is_minimized_and_not_reported(net, digits):
 def test_mixup_mixes_labels_as_it_mixes_images(net, digits, smoothing):
   """The label is that of one image alone, of a third one, or mixed the other way."""
   images, labels = digits(8)
-  # Mixed first, and then moved together.
+  # Images are mixed first, and then moved together.
   strengths = augment.Strengths(mixup=1.0, translation=2)
   state, step = _start(net(), strengths=strengths, label_smoothing=smoothing)
   after, report = _run(step, state, images, labels, range(8), [True] * 8)
@@ -207,7 +207,7 @@ def test_mixup_mixes_labels_as_it_mixes_images(net, digits, smoothing):
 
 
 def test_average_follows_the_parameters(net, digits):
-  """The average is of updates, never moves, or is what gradients are taken at."""
+  """The average is of updates, never moves, or gradients are taken at the average."""
   images, labels = digits(8)
   plain_state, plain = _start(net())
   state, step = _start(net(), average_decay=0.5)
@@ -226,7 +226,7 @@ def test_average_follows_the_parameters(net, digits):
   assert state.evaluated is state.average and plain_state.evaluated is plain_state.params
 
 
-# Apart: the one would hide that the other is always the same.
+# One at a time: one would hide that the other is always the same.
 @pytest.mark.parametrize('rate, strengths', [(0.5, NO_CHANGE), (0.0, CHANGE)])
 def test_dropout_and_augmentation_follow_seed_and_step(net, digits, rate, strengths):
   """Every step, or every seed, draws the same masks."""
@@ -284,7 +284,7 @@ def test_gradients_that_are_not_finite_change_no_parameter(net, digits):
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA on CPU')
 def test_nothing_large_is_copied_on_one_device(digits):
-  """An update that copies each array, as XLA does unless all is laid out for it."""
+  """The update copies each array, as XLA does unless shapes and order prevent it."""
   net = model_lib.DigitNet(
       ((8,),), (3,), (0.25,), (256,), (0.5,), dtype='float32',
       matmul_dtype='float32', param_dtype='float32',
@@ -310,7 +310,7 @@ def test_nothing_large_is_copied_on_one_device(digits):
 
 
 def test_strengths_fade_in_the_step(net, digits):
-  """The knob is read and checked, and images are changed all the same."""
+  """The scale is ignored, and images change at full strength."""
   images, labels = digits(8)
   fade = lambda step: jnp.where(step < 1, 0.0, 1.0)
   state, fading = _start(net(), strengths=MIXING_CHANGE, strength_scale=fade)
@@ -325,7 +325,7 @@ def test_strengths_fade_in_the_step(net, digits):
 
 
 def test_each_purpose_has_its_own_keys(net, digits, monkeypatch):
-  """What is dropped hangs on how the image was turned."""
+  """Dropout and augmentation use the same keys, so masks depend on the image's change."""
   streams, draw = [], rng.example_keys
 
   def note(seed, stream, *rest):

@@ -11,12 +11,12 @@ from digitnet.workdir import Workdir
 
 @pytest.fixture(scope='module')
 def run(train_tiny):
-  """With a report, and so with pictures."""
+  """A finished run with a report, and therefore with pictures."""
   return Workdir(train_tiny('4 steps', {'write_report': True}))
 
 
 def _values(run):
-  """All summary values of the run's end, by tag."""
+  """All summary values written at the end of the run, by tag."""
   (path,) = [path for path in run.tensorboard.iterdir() if path.name.startswith('end')]
   content, found = path.read_bytes(), {}
   while content:
@@ -38,7 +38,7 @@ def test_the_pictures_are_those_of_the_report(run):
 
 
 def test_runs_can_be_set_side_by_side(run):
-  """An ablation's table in TensorBoard lacks the knob that was turned, or the score."""
+  """TensorBoard's table of runs lacks the knob that was changed, or the score."""
   found, results = _values(run), run.load_results()
   _, start = found['_hparams_/session_start_info']
   content = plugin_hparams_pb2.HParamsPluginData.FromString(

@@ -1,4 +1,4 @@
-"""MNIST by TFDS: the same arrays as the files, checked, bounded, quick again."""
+"""MNIST by TFDS: the same arrays as the files, checksums, time limits, a fast second start."""
 
 import errno
 import functools
@@ -19,7 +19,7 @@ from digitnet.errors import UserError
 
 
 def test_same_arrays_in_the_same_order_as_the_files(prepared, mnist_dir):
-  """TFDS shuffles, or loses records, and the two sources split otherwise."""
+  """TFDS shuffles or loses records, so the two sources have different splits."""
   _, corpus = prepared
   files = idx.load(epath.Path(mnist_dir))
   for part in ('train', 'test'):
@@ -32,7 +32,7 @@ def test_same_arrays_in_the_same_order_as_the_files(prepared, mnist_dir):
 
 @pytest.fixture(scope='module')
 def second_start(prepared, run_python):
-  """What a process prints that loads the prepared data, then imports all the rest."""
+  """The output of a process that loads the prepared data and then imports the rest."""
   folder, _ = prepared
   code = (
       'import sys; from digitnet.data import sources;'
@@ -46,7 +46,7 @@ def second_start(prepared, run_python):
 
 
 def test_needs_no_tensorflow(second_start):
-  """TensorFlow, 600 MB, creeps in."""
+  """TensorFlow, 600 MB, becomes a dependency."""
   assert second_start.splitlines()[-1] == 'with TensorFlow: False'
 
 
@@ -56,7 +56,7 @@ def test_second_start_reads_the_copy_without_tfds(second_start):
 
 
 def test_without_the_copy_the_records_are_read(prepared):
-  """The prepared records are not what the copy says."""
+  """The prepared records differ from the decoded copy."""
   folder, first = prepared
   copy = folder / 'digitnet_mnist/1.0.0/decoded.npz'
   copy.unlink()
@@ -89,7 +89,7 @@ def test_card_split_of_mnist(prepared, mnist_dir):
 def test_another_process_that_prepares_it_first_is_no_fault(
     prepared, mnist_dir, tmp_path, monkeypatch
 ):
-  """Of two runs that are started together on a new machine one ends at once."""
+  """Two runs are started together on a new machine, and one of them fails at once."""
   from digitnet.data.tfds_mnist import DigitnetMnist
 
   folder, first = prepared
@@ -159,7 +159,7 @@ def serve(monkeypatch):
 
 
 def test_downloads_and_prepares(serve, mnist_dir, tmp_path, prepared):
-  """The road that every user with a network takes."""
+  """MNIST cannot be downloaded, as every user with a network would do."""
   serve(mnist_dir)
   corpus = tfds_source.load(str(tmp_path), '')
   np.testing.assert_array_equal(corpus.test.images, prepared[1].test.images)
@@ -167,7 +167,7 @@ def test_downloads_and_prepares(serve, mnist_dir, tmp_path, prepared):
 
 
 def test_a_log_in_page_is_no_mnist(serve, tmp_path):
-  """A captive network's answer is prepared, or ends the run of `auto`."""
+  """The log-in page of a captive network is prepared as MNIST, or ends a run with `auto`."""
   pages = tmp_path / 'pages'
   pages.mkdir()
   for name in tfds_source._NAMES:
@@ -176,7 +176,7 @@ def test_a_log_in_page_is_no_mnist(serve, tmp_path):
   data = tmp_path / 'data'
   with pytest.raises(tfds_source.NetworkUnavailable, match='not MNIST'):
     tfds_source.load(str(data), '')
-  # And what it answered is not taken for MNIST the next time.
+  # Nor is that page taken for MNIST at the next start.
   assert not list((data / 'downloads/digitnet_mnist').iterdir())
 
 

@@ -1,5 +1,5 @@
-"""scripts/tpu.sh against a gcloud that is not one: it notes what it is asked for, and
-plays back the states and faults of a Cloud TPU."""
+"""scripts/tpu.sh with a fake gcloud, which records its calls and plays back the states and
+faults of a Cloud TPU."""
 
 import json
 import os
@@ -32,7 +32,7 @@ sys.exit(answer.get('code', 0))
 
 @pytest.fixture
 def tpu(tmp_path):
-  """Runs tpu.sh; the scenario holds, by gcloud command, what it answers in turn."""
+  """Runs tpu.sh; `scenario` lists the answers to each gcloud command, in order."""
   folder = tmp_path / 'bin'
   folder.mkdir()
   fake = folder / 'gcloud'
@@ -67,7 +67,7 @@ def _states(*states):
 
 
 def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu, tmp_path):
-  """A command is missing, has another flag than gcloud knows, or costs money already."""
+  """A command is missing, has a flag that gcloud does not know, or already costs money."""
   flags = (*_AT[:2], '--type=v5litepod-16', '--spot', '--bucket=gs://mine/runs', '--dry_run')
   printed = []
   for command in ('create', 'setup', 'run', 'status', 'logs', 'results', 'delete'):
@@ -129,14 +129,14 @@ def test_every_command_asks_in_the_project_that_was_named(tpu):
     process, calls = tpu(command, *_AT, project, bucket, scenario=there)
     assert process.returncode == 0, process.stderr
     assert calls and all(project in call.split() for call in calls), calls
-  process, _ = tpu('results', *_AT, project, bucket, '--dry_run')  # Else it makes a folder.
+  process, _ = tpu('results', *_AT, project, bucket, '--dry_run')  # Otherwise creates a folder.
   (call,) = [line for line in process.stdout.splitlines() if line.startswith('gcloud')]
   assert project in call.split()
 
 
 @pytest.mark.parametrize('worker', ['3', 'all'])
 def test_logs_are_of_the_host_that_was_named(tpu, worker):
-  """Host 0 alone can be asked why another one failed."""
+  """The logs of a failed host other than 0 cannot be read."""
   _, (call,) = tpu('logs', *_AT, f'--worker={worker}')
   assert f' --worker={worker} ' in call
 
@@ -160,7 +160,7 @@ def test_a_host_that_refuses_is_asked_once(tpu):
 
 
 def test_create_waits_in_the_queue(tpu):
-  """It goes on before the TPU is there, or does not say what it waits for."""
+  """create returns before the TPU is ready, or does not say what it waits for."""
   process, calls = tpu('create', *_AT, scenario={
       _STATE: _states(None, 'WAITING_FOR_RESOURCES', 'WAITING_FOR_RESOURCES',
                       'PROVISIONING', 'ACTIVE'),
@@ -173,7 +173,7 @@ def test_create_waits_in_the_queue(tpu):
 
 
 def test_a_moment_without_network_is_no_absence(tpu):
-  """A blip in hours of waiting leaves a request that is granted, billed and not used."""
+  """One failed query in hours of waiting leaves a TPU that is granted, billed and not used."""
   blip = {'code': 1, 'err': 'ERROR: could not reach the service'}
   process, _ = tpu('create', *_AT, scenario={
       _STATE: [*_states(None, 'PROVISIONING'), blip, *_states('ACTIVE')],
@@ -184,7 +184,7 @@ def test_a_moment_without_network_is_no_absence(tpu):
 
 
 def test_a_resume_broken_off_keeps_its_place_in_the_queue(tpu):
-  """Resume again deletes what the first one waited for."""
+  """A second resume deletes the request that the first one was waiting for."""
   process, calls = tpu('resume', *_AT, '--bucket=gs://mine/runs', scenario={
       _STATE: _states('WAITING_FOR_RESOURCES', 'WAITING_FOR_RESOURCES', 'ACTIVE'),
   })  # fmt: skip
@@ -218,7 +218,7 @@ def test_create_twice_waits_for_the_first(tpu):
     ],
 )  # fmt: skip
 def test_faults_of_the_platform_are_explained(tpu, scenario, says):
-  """It waits for ever for what will not come, or leaves gcloud's words alone."""
+  """create waits forever for a TPU that will not come, or does not explain gcloud's error."""
   process, _ = tpu('create', *_AT, scenario={_STATE: _states(None), **scenario})
   assert process.returncode == 1
   assert says in process.stderr and 'costs money' in process.stderr
@@ -226,7 +226,7 @@ def test_faults_of_the_platform_are_explained(tpu, scenario, says):
 
 @pytest.mark.parametrize('state', ['FAILED', 'PREEMPTED', 'STOPPED'])
 def test_what_stands_in_the_way_of_a_resume_is_deleted(tpu, state):
-  """Resume says that resume does all of it, and does nothing."""
+  """The user is told that resume does everything, and it does nothing."""
   process, calls = tpu('resume', *_AT, '--bucket=gs://mine/runs', scenario={
       _STATE: _states(state, state, None, 'ACTIVE'),
   })  # fmt: skip
@@ -237,7 +237,7 @@ def test_what_stands_in_the_way_of_a_resume_is_deleted(tpu, state):
 
 
 def test_a_preempted_run_is_resumed(tpu, tmp_path):
-  """The dead TPU stands in the way of the new one, or the run starts with other flags."""
+  """The dead TPU blocks the new one, or the run starts with other flags."""
   bucket = '--bucket=gs://mine/runs'
   gone = _states('SUSPENDED')
   process, _ = tpu('status', *_AT, scenario={_STATE: gone})
@@ -253,11 +253,11 @@ def test_a_preempted_run_is_resumed(tpu, tmp_path):
   ]  # fmt: skip
   assert calls[-1].endswith("'gs://mine/runs' --config.seed=3 --zone=us-west4-a")
   assert (tmp_path / 'digitnet-digits.bundle').stat().st_size > 10_000
-  assert 'costs money' in process.stderr.splitlines()[-1]  # Though one was deleted.
+  assert 'costs money' in process.stderr.splitlines()[-1]  # Although one was deleted.
 
 
 def test_what_was_created_on_demand_is_found_and_deleted_without_that_flag(tpu):
-  """It is looked for in the queue alone, said to be absent, and costs money for ever."""
+  """The TPU is looked up only in the queue, reported as absent, and costs money forever."""
   process, calls = tpu('create', *_AT, '--on_demand', scenario={_STATE: _states(None)})
   assert process.returncode == 0, process.stderr
   create = [call for call in calls if 'create' in call]
@@ -275,7 +275,7 @@ def test_what_was_created_on_demand_is_found_and_deleted_without_that_flag(tpu):
 
 
 def test_what_is_there_is_not_deleted_by_resume(tpu):
-  """A second terminal takes the TPU from under a run."""
+  """A resume in a second terminal deletes the TPU during a run."""
   process, calls = tpu(
       'resume', *_AT, '--bucket=gs://mine/runs', scenario={_STATE: _states('ACTIVE')}
   )
@@ -284,7 +284,7 @@ def test_what_is_there_is_not_deleted_by_resume(tpu):
 
 @pytest.mark.parametrize('drops, code', [(2, 0), (3, 1)])
 def test_a_dropped_connection_is_tried_again(tpu, drops, code):
-  """A moment without network fails the whole setup; or it is tried for ever."""
+  """A moment without network fails the whole setup, or it is retried forever."""
   answers = [{'code': 255}] * drops + [{'out': 'digits started'}]
   process, calls = tpu('run', *_AT, scenario={'tpu-vm ssh': answers})
   assert process.returncode == code
@@ -311,7 +311,7 @@ def test_a_dropped_connection_is_tried_again(tpu, drops, code):
     ],
 )
 def test_mistakes_are_told_before_anything_is_asked(tpu, flags, says):
-  """A typo creates something."""
+  """A typo creates a TPU."""
   process, calls = tpu(flags)
   assert process.returncode == 2 and not calls
   assert says in process.stderr and len(process.stderr.splitlines()) == 1
@@ -325,7 +325,7 @@ def _executable(path, text):
 
 @pytest.fixture
 def host(tmp_path):
-  """A host of a TPU: a copy of the scripts, and tools that note their use in `log`."""
+  """A fake TPU host: a copy of the scripts, and tools that record their use in `log`."""
   tree, bin_ = tmp_path / 'digitnet', tmp_path / 'bin'
   (tree / 'scripts').mkdir(parents=True)
   for name in ('scripts/tpu_worker.sh', 'scripts/setup.sh', 'setup.cfg', 'requirements.lock'):
@@ -352,10 +352,10 @@ def host(tmp_path):
 
 
 def test_a_host_without_a_new_enough_python_gets_one(host, tmp_path):
-  """The Python 3.10 of the image is used, and JAX is years old."""
+  """The image's Python 3.10 is used, for which only an old JAX exists."""
   uv = tmp_path / '.local/bin/uv'
   python = host.tree / '.venv/bin/python'
-  # Ubuntu 22.04: a python3 that is not usable, and brings uv.
+  # As on Ubuntu 22.04: a python3 that is not usable, but can install uv.
   _executable(host.bin / 'python3', f'''
 case "$*" in
   *"pip install"*uv) echo brought uv >>{host.log};
@@ -382,7 +382,7 @@ case "$*" in *version*) echo 0.12.0 ;; esac' >{python}
   log = host.log.read_text()
   assert 'brought uv' in log and 'uv python install -q 3.12' in log
   assert '--require-hashes' in log and 'jax[tpu]==0.12.0' in log
-  # And it is the commit that was brought, before anything of it is installed.
+  # The bundle's commit is checked out before anything is installed.
   assert log.splitlines()[:2] == [
       'git fetch -q ../digitnet.bundle HEAD', 'git checkout -qf --detach FETCH_HEAD',
   ]  # fmt: skip
@@ -405,11 +405,11 @@ def test_a_run_outlives_the_connection_and_is_mirrored(host):
   try:
     again = host(*arguments)
     assert 'running already' in again.stdout
-    assert host('setup').returncode == 1  # Which would change the code under it.
+    assert host('setup').returncode == 1  # It would change the code of the running process.
     _until(lambda: host.log.read_text().count('runs/digits gs://mine/runs/digits') >= 2)
     assert ': running' in host('status', 'digits').stdout
   finally:
-    # A host that is taken back: SIGTERM to all.
+    # The host is preempted: all processes get SIGTERM.
     os.kill(pid, signal.SIGTERM)
     os.kill(int((host.log.parent / 'log.pid').read_text()), signal.SIGTERM)
   _until(lambda: 'ended with code 143' in (host.tree / 'runs/digits.log').read_text())
@@ -422,7 +422,7 @@ def test_a_run_outlives_the_connection_and_is_mirrored(host):
       'main main.py --workdir=runs/digits --start_timeout=300 --config=configs/tpu.py'
   ) == 1
   assert 'saved' in lines[:-1] and lines[-1].endswith('runs/digits gs://mine/runs/digits')
-  # Not what is half written, nor what the run has removed: checkpoints would pile up.
+  # Half-written files are not copied, and checkpoints that the run removed do not pile up.
   assert '--delete-unmatched-destination-objects --exclude=.*(tmp|lock).* ' in lines[-1]
   _until(lambda: 'not running' in host('status', 'digits').stdout)
 
@@ -432,12 +432,12 @@ def test_a_run_outlives_the_connection_and_is_mirrored(host):
     [
         ('gcloud', 'echo "ERROR: One or more URLs matched no objects." >&2; exit 1', True),
         ('gcloud', 'echo "ERROR: token expired" >&2; exit 1', False),
-        ('gcloud', '[ "$2" = ls ]', False),  # It is there, and its copy fails.
+        ('gcloud', '[ "$2" = ls ]', False),  # The bucket has the run, but the copy fails.
         ('curl', 'exit 22', False),
     ],
 )
 def test_a_run_that_cannot_be_brought_back_is_not_begun_anew(host, tool, fault, starts):
-  """A new run takes the place of the one in the bucket, whose copy failed."""
+  """A new run replaces the one in the bucket, because the copy from there failed."""
   _executable(host.tree / '.venv/bin/python', f'echo "main $*" >>{host.log}')
   _executable(host.bin / tool, fault)
   host('start', 'digits', 'gs://mine/runs')
@@ -447,7 +447,7 @@ def test_a_run_that_cannot_be_brought_back_is_not_begun_anew(host, tool, fault, 
 
 
 def test_a_run_without_a_bucket_asks_for_none(host):
-  """It ends before it began, since there is nothing to bring back."""
+  """The run fails at its start, since there is no bucket to copy from."""
   _executable(host.tree / '.venv/bin/python', f'echo "main $*" >>{host.log}; exit 7')
   host('start', 'digits', '', '--quiet')
   _until(lambda: 'ended with code 7' in (host.tree / 'runs/digits.log').read_text())
@@ -457,7 +457,7 @@ def test_a_run_without_a_bucket_asks_for_none(host):
 
 
 def test_only_the_first_host_has_the_workdir(host):
-  """Every host writes its empty folder over the run's."""
+  """Every host overwrites the bucket with its own empty workdir."""
   _executable(host.tree / '.venv/bin/python', 'exit 0')
   host('start', 'digits', 'gs://mine/runs', WORKER='1')
   _until(lambda: 'ended with code 0' in (host.tree / 'runs/digits.log').read_text())

@@ -1,4 +1,4 @@
-"""Whole runs on a small network: what they leave, and how they go on."""
+"""Whole runs with a small network: what they leave, and how they resume."""
 
 import functools
 import inspect
@@ -34,7 +34,7 @@ RESULT_FIELDS = {
 
 
 def _figures(workdir):
-  """metrics.jsonl without its times."""
+  """The lines of metrics.jsonl without their times."""
   lines = read_metrics(Workdir(workdir).metrics)
   for line in lines:
     line.pop('images_per_second', None)
@@ -89,7 +89,7 @@ def test_a_run_leaves_its_files(finished):
 
 
 def test_metrics_lines(finished):
-  """The last step is not logged, or the figures are of other examples or another step."""
+  """The last step is not logged, or a line counts other examples or names another step."""
   config, workdir, results = finished
   lines = read_metrics(Workdir(workdir).metrics)
   by_split = {
@@ -125,7 +125,7 @@ def test_predictions_score_what_the_results_say(finished):
   assert list(ids) == list(range(1, 720))
   wrong = int((np.array(labels) != dataset.test.labels).sum())
   assert wrong == results['test']['num_errors']
-  # And the network that is loaded again is the one that was scored.
+  # The network that is loaded is the one that was scored.
   predictor = predict.Predictor(str(workdir))
   probs = predictor.probs(dataset.test.images)
   summary = Metrics.of_probs(probs, dataset.test.labels).summary()
@@ -171,8 +171,8 @@ def test_deleted_results_are_made_again_without_training(finished):
   assert (workdir / 'predictions.csv').read_bytes() == predictions
 
 
-# Trains in a process of its own, which kills itself without warning as it logs
-# the given step: after that step's update, before it is saved.
+# Trains in its own process, which kills itself without warning when it logs the given step:
+# after that step's update, before it is saved.
 _KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
@@ -204,12 +204,12 @@ def run_and_kill(tiny_flags):
   return run
 
 
-# In float32, and by every signal: tests/faults/test_kills.py.
+# tests/faults/test_kills.py tests float32, and every signal.
 def test_broken_run_ends_as_the_unbroken_one(
     train_tiny, run_and_kill, run_python, tiny_flags, tmp_path
 ):
   """A resumed run replays a step, restarts its keys or its average, or loses a line."""
-  # Saves every 7 steps, 16 to a pass: both saves and kills fall in mid-epoch, and
+  # Saves every 7 steps, and a pass has 16: saves and kills fall in the middle of an epoch and
   # between two training lines.
   overrides = {
       'duration': '40 steps', 'checkpoint_every': '7 steps', 'eval_every': '16 steps',
@@ -246,7 +246,7 @@ def test_broken_run_ends_as_the_unbroken_one(
 
 
 def test_the_average_is_what_is_validated_and_used(train_tiny):
-  """The parameters are validated where their average is kept; or none is kept."""
+  """The params are validated instead of their average, or only the average is kept."""
   workdir = train_tiny('20 steps', {'optim.average_decay': 0.9})
   predictor = predict.Predictor(str(workdir))
   split = predict.load_data([predictor]).validation
@@ -254,14 +254,14 @@ def test_the_average_is_what_is_validated_and_used(train_tiny):
   results = json.loads((workdir / 'results.json').read_text())
   assert score['loss'] == pytest.approx(results['validation']['loss'], rel=1e-5)
   assert score['num_errors'] == results['validation']['num_errors']
-  # What is not the average lies with the optimizer.
+  # The params themselves are saved with the optimizer's state.
   _, arrays = _final_arrays(workdir)
   assert 'params' in arrays['optimizer']
 
 
 def test_every_knob_of_the_step_reaches_it(tiny_config, monkeypatch):
-  """A run trains without the decay, the clipping or the changes of images that it names,
-  or with two exchanged."""
+  """A run trains without its configured decay, clipping or augmentation, or two knobs are
+  swapped."""
   given = {}
 
   def note(function, *args, **kwargs):
@@ -294,7 +294,7 @@ def test_every_knob_of_the_step_reaches_it(tiny_config, monkeypatch):
 
 
 def test_other_data_are_refused_on_resume(tiny_config, tmp_path, monkeypatch):
-  """The network goes on training on other images after its data moved away."""
+  """After its data moved away, a run goes on training on other images."""
   config = tiny_config({'checkpoint_every': '4 steps'})
   monkeypatch.setattr(
       'digitnet.reports.check_finite', _fail_at(9)
@@ -320,7 +320,7 @@ def _fail_at(wanted):
 
 
 def test_non_finite_loss_stops_with_its_step(tiny_config, tmp_path):
-  """NaN is trained on to the end."""
+  """Training continues with NaN to the end."""
   config = tiny_config({
       'optim.learning_rate': 1e30,
       'optim.schedule': 'constant',
@@ -332,7 +332,7 @@ def test_non_finite_loss_stops_with_its_step(tiny_config, tmp_path):
 
 @pytest.mark.parametrize('steps', [1, 2])
 def test_an_update_that_breaks_the_parameters_is_not_saved(tiny_config, tmp_path, steps):
-  """The last update ruins the network, which is then the best, with loss nan."""
+  """The last update ruins the network, which then counts as the best, with loss nan."""
   config = tiny_config({
       'optim.learning_rate': 1e38,
       'optim.schedule': 'constant',
@@ -349,7 +349,7 @@ def test_an_update_that_breaks_the_parameters_is_not_saved(tiny_config, tmp_path
 
 
 def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path, monkeypatch):
-  """The schedule's scale never reaches the step, or is lost on resume; so is the pace."""
+  """The plateau's scale never reaches the step, or a resume loses it or the time so far."""
   config = tiny_config({
       'optim.schedule': 'plateau',
       'optim.plateau_patience': 1,
@@ -366,13 +366,13 @@ def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'Pace', lambda *args: given.append(args) or pace(*args))
   train.train_and_evaluate(config, str(tmp_path), allow_changes=True)
   ((*_, seconds, images),) = given
-  assert seconds > 0 and images > 0  # Of the first start.
+  assert seconds > 0 and images > 0  # From the first start.
   resumed = [x['learning_rate'] for x in _figures(tmp_path) if x['split'] == 'train']
   assert len(resumed) > len(rates) and max(resumed[len(rates) :]) <= rates[-1]
 
 
 def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypatch):
-  """Unlabelled images are scored, or the submission is of another split."""
+  """Unlabelled images are scored, or the submission is for another split."""
   from tests.test_kaggle import write_csv
 
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
@@ -390,7 +390,7 @@ def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypat
   assert rows[0] == 'ImageId,Label' and len(rows) == 24
   ids, predicted = zip(*(map(int, row.split(',')) for row in rows[1:]))
   assert list(ids) == list(range(1, 24))
-  # Scored with the labels that Kaggle keeps, as an evaluation with them scores.
+  # With the labels that Kaggle keeps, the submission scores like the network itself.
   images, labels = digits(23, seed=1)
   probs = predict.Predictor(str(tmp_path / 'run')).probs(images)
   metrics = Metrics.of_probs(probs, labels)
@@ -398,7 +398,7 @@ def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypat
 
 
 def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tmp_path):
-  """A notebook's or a test's thread cannot train, for it may not set signals."""
+  """A thread of a notebook or a test cannot train, since it may not set signal handlers."""
   import threading
 
   errors = []
@@ -435,14 +435,14 @@ def test_what_is_hardly_meant_is_warned_of(overrides, says, tiny_config, monkeyp
 
 
 def test_a_run_warns_as_it_begins(tiny_config, tmp_path, capsys):
-  """What is hardly meant is known, and never said."""
+  """A run with a wasteful config does not print the warning."""
   train.train_and_evaluate(tiny_config({'duration': '4 steps'}), str(tmp_path))
   (line,) = capsys.readouterr().err.splitlines()
   assert 'rises to the end of this run (4 steps)' in line
 
 
 def test_steps_are_by_onednn_and_in_place(tiny_config, tmp_path, monkeypatch):
-  """Layers are in oneDNN's form, and XLA computes them; or a step keeps the old state."""
+  """XLA computes layers that are in oneDNN's form, or a step keeps the old state."""
   made = {}
 
   class Enough(Exception):

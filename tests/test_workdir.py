@@ -1,4 +1,4 @@
-"""Files appear whole; a folder belongs to one config."""
+"""Files are written completely or not at all; a workdir belongs to one config."""
 
 import json
 
@@ -33,13 +33,13 @@ def _claim(run, config, **options):
 
 
 def test_claim_before_anything_is_saved_takes_a_new_config(tiny_config, tmp_path):
-  """A run killed while compiling locks its folder for ever."""
+  """A run that was killed while compiling locks its workdir forever."""
   run = workdir.Workdir(str(tmp_path / 'a/b'))
   _claim(run, tiny_config())
   _claim(run, tiny_config({'seed': 7}))
   assert json.loads(run.config.read_text())['seed'] == 7
   run.checkpoints.mkdir()
-  _claim(run, tiny_config({'seed': 8}))  # made, but nothing in it
+  _claim(run, tiny_config({'seed': 8}))  # exists, but is empty
 
 
 def test_claim_of_another_run_names_the_changes(tiny_config, tmp_path):
@@ -51,7 +51,7 @@ def test_claim_of_another_run_names_the_changes(tiny_config, tmp_path):
   with pytest.raises(UserError, match='seed: 0 -> 8'):
     _claim(run, tiny_config({'seed': 8}))
   assert run.config.read_bytes() == before
-  _claim(run, tiny_config({'data.dir': '/elsewhere'}))  # the data may move
+  _claim(run, tiny_config({'data.dir': '/elsewhere'}))  # data may move
 
 
 @pytest.mark.parametrize('text', ['', '{"seed": 0', '[1]', 'null'])
@@ -65,7 +65,7 @@ def test_unreadable_config_is_named(tiny_config, tmp_path, text):
 
 
 def test_predictions_count_from_one(tmp_path):
-  """Kaggle refuses ids from 0, or another header."""
+  """Ids start at 0 or the header differs, and Kaggle refuses the file."""
   import numpy as np
 
   run = workdir.Workdir(str(tmp_path))
@@ -74,7 +74,7 @@ def test_predictions_count_from_one(tmp_path):
 
 
 def test_a_finished_run_that_goes_on_is_locked(tiny_config, tmp_path):
-  """Two processes go on with a finished run, and both write."""
+  """Two processes continue a finished run, and both write."""
   run = workdir.Workdir(str(tmp_path))
   _claim(run, tiny_config())
   run.results.write_text('{}')
@@ -84,7 +84,7 @@ def test_a_finished_run_that_goes_on_is_locked(tiny_config, tmp_path):
 
 
 def test_a_kill_while_changes_are_adopted(tiny_config, tmp_path, monkeypatch):
-  """The change stands twice in the history or not at all, or old results are the new."""
+  """The history has the change twice or not at all, or old results pass for the new ones."""
   run = workdir.Workdir(str(tmp_path))
   _claim(run, tiny_config())
   (run.checkpoints / '10').mkdir(parents=True)

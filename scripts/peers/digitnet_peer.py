@@ -1,11 +1,11 @@
-"""digitnet itself: the steps that main.py and scripts/predict.py run."""
+"""digitnet itself, by the steps that main.py and scripts/predict.py run."""
 
 import pathlib
 import sys
 
 from digitnet import environment
 
-# As main.py does; malloc is tuned for all peers alike.
+# As main.py does. benchmark.py has tuned malloc for all peers already.
 environment.prepare(tune_malloc=False)
 
 from flax import traverse_util

@@ -1,7 +1,7 @@
-"""The card itself, in Keras 3, on one of its back ends.
+"""The network in Keras 3, on one of its backends.
 
-In bfloat16 it trains by Keras' policy of mixed precision, and infers with parameters in
-bfloat16 too, which is quicker.
+In bfloat16 it trains with Keras' mixed-precision policy. For inference its params are in
+bfloat16 too, which is faster.
 """
 
 import functools
@@ -69,7 +69,7 @@ class Keras:
     return lambda: float(self._net.train_on_batch(images, labels))
 
   def wait(self):
-    pass  # A step's loss has been read.
+    pass  # Each step has waited for its loss.
 
   @functools.cached_property
   def _net_for_inference(self):

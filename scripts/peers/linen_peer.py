@@ -1,4 +1,4 @@
-"""The network as a Flax tutorial writes it: stock layers, `jit`, optax Adam."""
+"""The network as in a Flax tutorial: stock layers, `jit`, optax Adam."""
 
 import functools
 

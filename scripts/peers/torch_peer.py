@@ -1,7 +1,7 @@
-"""The network in PyTorch: channels last, fused Adam; eager, compiled, in CUDA graphs.
+"""The network in PyTorch: channels last, fused Adam; eager, compiled or in CUDA graphs.
 
-For inference in bfloat16 the parameters are in it too, and what is compiled for inference
-on a CPU has them frozen, which lays them out anew: the quickest that were found.
+Inference uses the fastest settings found: in bfloat16 the params are in bfloat16 too, and
+nets compiled for a CPU have frozen params, which are laid out anew.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class Torch:
 
   def __init__(self, weights, compile_mode, bf16):
     torch.backends.cudnn.benchmark = True
-    # On a GPU JAX rounds operands to TF32 unasked.
+    # By default JAX rounds operands to TF32 on a GPU.
     precision = 'high' if _DEVICE == 'cuda' else 'highest'
     torch.set_float32_matmul_precision(precision)
     net = nn.Sequential(
@@ -47,7 +47,7 @@ class Torch:
       if kernel.ndim == 4:
         kernel = kernel.transpose(3, 2, 0, 1)
       else:
-        if name == 'dense1':  # Flattened as channels, rows, columns.
+        if name == 'dense1':  # PyTorch flattens in the order channels, rows, columns.
           kernel = kernel.reshape(7, 7, 64, -1).transpose(2, 0, 1, 3)
           kernel = kernel.reshape(3136, -1)
         kernel = kernel.T
@@ -103,11 +103,11 @@ class Torch:
   def _for_inference(self):
     dtype = torch.bfloat16 if self._bf16 else torch.float32
     is_frozen = self._compile_mode and _DEVICE == 'cpu'
-    # Frozen parameters find their own layout, and clash with another one.
+    # Freezing chooses a layout by itself, which clashes with channels last.
     layout = torch.contiguous_format if is_frozen else torch.channels_last
     net = copy.deepcopy(self._plain_net).eval().to(dtype, memory_format=layout)
     if self._compile_mode:
-      # Here, since `start` counts imports.
+      # Imported only here, since the measure `start` includes imports.
       from torch._inductor import config as inductor
 
       inductor.freezing = is_frozen

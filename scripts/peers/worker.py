@@ -1,14 +1,14 @@
-"""One peer in a process of its own: reads commands, answers with measurements.
+"""Run one peer in its own process: read commands, answer with measurements.
 
     python scripts/peers/worker.py NAME FOLDER
 
-NAME is one of `PEERS`; FOLDER holds `weights.npz` and `batch.npz`, which
-scripts/benchmark.py writes. Commands and answers are JSON, one a line.
+NAME is one of `PEERS`. FOLDER holds `weights.npz` and `batch.npz`, which
+scripts/benchmark.py writes. Commands and answers are JSON, one per line.
 
-A peer has `versions`, `loss(images, labels)`, `trainer(images, labels)`, which gives
-a call that starts one training step, `wait()` for those that were started, and
-`inferrer(images)`, a call that finds their probabilities; images are uint8,
-[N, 28, 28, 1], labels int32.
+A peer has `versions`; `loss(images, labels)`; `trainer(images, labels)`, which returns a
+function that starts one training step; `wait()`, which waits for all started steps; and
+`inferrer(images)`, which returns a function that computes their probabilities. Images are
+uint8, [N, 28, 28, 1]; labels are int32, [N].
 """
 
 import importlib
@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 
-# The module beside this file, and the arguments of its `make`.
+# Name -> the module beside this file, and the arguments of its `make`.
 PEERS = {
     'digitnet': ('digitnet_peer', {}),
     'digitnet-bf16': ('digitnet_peer', {'bf16': True}),
@@ -30,7 +30,7 @@ PEERS = {
     'torch-compiled': ('torch_peer', {'compile_mode': 'default'}),
     'torch-bf16': ('torch_peer', {'bf16': True}),
     'torch-bf16-compiled': ('torch_peer', {'compile_mode': 'default', 'bf16': True}),
-    # With CUDA graphs, on a GPU alone.
+    # With CUDA graphs; needs a GPU.
     'torch-bf16-graphs': (
         'torch_peer', {'compile_mode': 'reduce-overhead', 'bf16': True},
     ),  # fmt: skip
@@ -43,7 +43,7 @@ PEERS = {
 
 def main() -> None:
   name, folder = sys.argv[1], pathlib.Path(sys.argv[2])
-  # What a framework prints must not come between the answers.
+  # Redirects stdout to stderr: output of the frameworks must not mix with the answers.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
 
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def time_calls(call, num):
-  """Seconds of each of `num` calls, which wait for what they start."""
+  """Seconds of each of `num` calls; `call` must wait for what it starts."""
   seconds = []
   for _ in range(num):
     started = time.perf_counter()

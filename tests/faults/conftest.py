@@ -1,4 +1,4 @@
-"""Real runs in processes of their own, broken at a chosen place."""
+"""Real runs in their own processes, broken at a chosen point."""
 
 import dataclasses
 import os
@@ -14,21 +14,21 @@ from digitnet.workdir import Workdir
 from tests.conftest import ROOT
 from tests.conftest import TINY
 
-# Saves every 7 steps, 16 to a pass: faults fall in mid-epoch, between two training
-# lines, and between a save and an evaluation.
+# Saves every 7 steps, and a pass has 16: faults fall in the middle of an epoch, between two
+# training lines, and between a save and an evaluation.
 RUN = {
     **TINY,
     'duration': '40 steps',
     'checkpoint_every': '7 steps',
     'eval_every': '16 steps',
-    # One block and one narrow layer: every start traces them anew.
+    # One block and one narrow layer, since every start traces the network anew.
     'model.conv_features': ((4,),),
     'model.kernel_sizes': (5,),
     'model.conv_dropout_rates': (0.25,),
     'model.dense_features': (8,),
 }
 
-# What a test breaks, it breaks by a few lines that run before `main`.
+# Tests inject faults by a few lines of code that run before `main`.
 _PROGRAM = """
 import functools, os, pathlib, signal, sys, time
 sys.path.insert(0, {root!r})
@@ -63,10 +63,10 @@ cli.leave(cli.run(main.main))
 
 @dataclasses.dataclass
 class Runs:
-  """Starts the same small run; see `start`."""
+  """Starts runs of the same small config; see `start`."""
 
   def start(self, workdir, fault='', overrides=None, flags=(), env=None):
-    """One start in a process of its own, with a fault built in; waits for its end."""
+    """Starts main.py in its own process with an injected fault; waits for its end."""
     return self.finish(self.spawn(workdir, fault, overrides, flags, env))
 
   def spawn(self, workdir, fault='', overrides=None, flags=(), env=None):
@@ -104,7 +104,7 @@ def runs():
 
 @pytest.fixture(scope='session')
 def unbroken(tmp_path_factory) -> pathlib.Path:
-  """The workdir of the run that nothing happened to."""
+  """The workdir of a run without faults."""
   workdir = tmp_path_factory.mktemp('unbroken') / 'run'
   process = Runs().start(workdir)
   assert process.returncode == 0, process.stderr
@@ -143,7 +143,7 @@ before(metrics_log, '_encode', strike)
 
 @pytest.fixture
 def broken_off(_broken_off, tmp_path) -> pathlib.Path:
-  """A copy of that run for a test to damage or go on with."""
+  """A copy of that run for a test to damage or resume."""
   shutil.copytree(_broken_off, tmp_path / 'run')
   return tmp_path / 'run'
 

@@ -48,7 +48,7 @@ def cluster(runs):
 
 
 def _assert_near_unbroken(workdir, unbroken):
-  """The run is over, along the curve of one process."""
+  """Asserts that the run is finished and followed the curve of one process."""
   assert json.loads((workdir / 'results.json').read_text())['steps'] == 40
   ours, whole = (read_metrics(Workdir(path).metrics) for path in (workdir, unbroken))
   for a, b in zip(ours, whole, strict=True):
@@ -62,7 +62,7 @@ def _assert_near_unbroken(workdir, unbroken):
     (1, "raise RuntimeError('a fault')", 'RuntimeError: a fault'),
 ])
 def test_one_of_two_fails(cluster, tmp_path, victim, what, says):
-  """Row 15. The others wait for the dead one for ever, or for minutes."""
+  """Row 15. The other process waits for the dead one forever, or for minutes."""
   faults = ['', '']
   faults[victim] = _AT_STEP_25.format(what=what)
   ended, _ = cluster(tmp_path, faults)
@@ -88,7 +88,7 @@ def test_one_never_comes(cluster, tmp_path, comes):
 
 def test_sigterm_to_one_stops_all(cluster, unbroken, runs, tmp_path):
   """Row 15. A preempted host takes the work since the last checkpoint with it."""
-  # Steps as slow as real ones: word of the signal travels meanwhile.
+  # Steps as slow as real ones, during which the news of the signal arrives.
   slow = """
 from digitnet.reports import Reports
 before(Reports, 'add', lambda self, step, _: step > 20 and time.sleep(0.3))
@@ -99,7 +99,7 @@ before(Reports, 'add', lambda self, step, _: step > 20 and time.sleep(0.3))
   assert [process.returncode for process in ended] == [143, 143], ended
   assert 'the same command resumes' in ended[0].stderr
   assert steps_in(tmp_path)[-1] > 21
-  # And one process goes on with what two began.
+  # One process resumes what two began.
   process = runs.start(tmp_path)
   assert process.returncode == 0, process.stderr
   assert '"processes": 2' in process.stderr and 'its bits may differ' in process.stderr
@@ -107,7 +107,7 @@ before(Reports, 'add', lambda self, step, _: step > 20 and time.sleep(0.3))
 
 
 def test_a_run_moves_between_topologies(cluster, unbroken, tmp_path):
-  """Row 15. What two hosts saved can only be read by two, or goes on along another curve."""
+  """Row 15. Only two hosts can resume what two saved, or the curve changes."""
   kill_at = """
 from digitnet.reports import Reports
 before(Reports, 'add', lambda self, step, _: step == {step} and send('SIGKILL'))

@@ -55,7 +55,7 @@ def _empty(step):
 
 
 def _flip(step):
-  """64 bytes in the middle of the largest file of arrays."""
+  """Flips 64 bytes in the middle of the largest file of arrays."""
   path = _array_files(step)[0]
   content = bytearray(path.read_bytes())
   middle = len(content) // 2
@@ -90,12 +90,12 @@ def test_newest_damaged(broken_off, capsys, damage):
     assert checkpoints.steps == [16]
   said = capsys.readouterr().err
   assert 'checkpoint of step 21 is damaged' in said and 'of step 16' in said
-  (aside,) = (broken_off / 'damaged').iterdir()  # nothing is thrown away
+  (aside,) = (broken_off / 'damaged').iterdir()  # Nothing is deleted.
   assert aside.name.startswith('21-')
 
 
 def test_flipped_bits_are_found_by_digest_alone(broken_off, monkeypatch):
-  """Row 7. The digest does not cover what Orbax restores in silence."""
+  """Row 7. Orbax restores flipped bits silently, and the digest does not cover them."""
   with Checkpoints(epath.Path(broken_off / 'checkpoints')) as checkpoints:
     state, _ = checkpoints.restore_newest(like(broken_off))
   for flipped in (state.params, state.opt_state):
@@ -109,7 +109,7 @@ def test_flipped_bits_are_found_by_digest_alone(broken_off, monkeypatch):
 
 
 def test_run_goes_on_from_the_newest_good_one(broken_off, assert_ends_as_unbroken):
-  """Rows 6 and 7. It goes on, but not along the same curve; or foreign files stop it."""
+  """Rows 6 and 7. The run resumes on another curve, or foreign files stop it."""
   folder = broken_off / 'checkpoints'
   _flip(folder / '21')
   (folder / '30').mkdir()
@@ -138,7 +138,7 @@ def test_damaged_best_is_not_the_result(broken_off, runs):
 
 @pytest.mark.parametrize('damage', ['flipped', 'empty step folder', 'metadata of another form'])
 def test_all_damaged(broken_off, runs, tiny_config, damage):
-  """Row 8. The run starts from nothing, without a word, over what could be saved."""
+  """Row 8. The run silently starts from scratch, over files that could be rescued."""
   for step in (16, 21):
     DAMAGES[damage](broken_off / f'checkpoints/{step}')
   before = sorted(set(broken_off.rglob('*')) - {broken_off / 'lock'})
@@ -148,7 +148,7 @@ def test_all_damaged(broken_off, runs, tiny_config, damage):
     assert process.returncode == 1
     assert 'Traceback' not in process.stderr
     assert re.search(says, process.stderr.strip().splitlines()[-1])
-  else:  # In this process, which need not start.
+  else:  # In this process, to save starting another.
     with pytest.raises(TrainingFailed, match=says):
       train.train_and_evaluate(tiny_config(RUN), str(broken_off))
   assert sorted(broken_off.rglob('*')) == before

@@ -11,8 +11,8 @@ from digitnet import compare
 from digitnet.workdir import Workdir
 from tests.conftest import ROOT
 
-# Fills the disk to the last byte. The run is started in a mount namespace of its
-# own, so no right of the administrator is needed and nothing stays mounted.
+# Fills the disk to the last byte. The run is started in its own mount namespace, so it needs
+# no administrator rights and nothing stays mounted.
 _FILL = """
 import errno
 def fill():
@@ -26,10 +26,10 @@ def fill():
         assert error.errno == errno.ENOSPC
 """
 
-# In the order of a run: the lines that fill the disk there, what is said, and the newest
-# step that stays.
+# In the order of a run: the code that fills the disk at that point, the expected message,
+# and the newest step that is left.
 _PLACES = {
-    # The first, which needs a new page: later ones fit into one.
+    # The first line, which needs a new page; later lines fit into that page.
     'metrics line': (
         """
 from digitnet import metrics_log
@@ -46,7 +46,7 @@ before(Checkpoints, 'save', lambda self, state, _: state.step == 21 and fill())
         r'step 21: .*checkpoints/21 could not be saved',
         16,
     ),
-    # Orbax' own words, and perhaps a traceback of its threads, come before ours.
+    # Orbax's own messages, and perhaps a traceback from its threads, come before ours.
     'in the midst of a save': (
         """
 import orbax.checkpoint as ocp
@@ -73,8 +73,8 @@ before(Workdir, 'write_results', lambda *_: fill())
     ),
 }
 
-# Runs in the namespace: starts on a disk that fills up and is emptied after each, and a
-# last one without a fault; what they left and said is brought out.
+# Runs in the namespace: several starts on a disk that fills up and is emptied after each, and
+# a last one without a fault. Copies out what they left and printed.
 _SCENE = """
 import json, pathlib, shutil, subprocess, sys
 sys.path.insert(0, {root!r})
@@ -93,7 +93,7 @@ shutil.copytree(disk / 'run', out / 'run')
 
 
 def test_full_disk(unbroken, tmp_path):
-  """Row 5. A save that fails is believed, or takes the checkpoint before with it."""
+  """Row 5. A failed save counts as saved, or destroys the checkpoint before it."""
   (tmp_path / 'disk').mkdir()
   (tmp_path / 'out').mkdir()
   faults = [_FILL + fault for fault, _, _ in _PLACES.values()]
@@ -117,7 +117,7 @@ def test_full_disk(unbroken, tmp_path):
     assert len(lines) == 1 or 'midst' in place, (place, err)
     assert re.search(message, lines[-1]), (place, err)
     assert re.search('No space left|RESOURCE_EXHAUSTED|are free', lines[-1]), (place, err)
-    # The good one before is there, and nothing else holds the disk.
+    # The good checkpoint before it is left, and no unfinished file takes up space.
     assert (kept[-1] if kept else 0) == step and not unfinished, place
     assert not step or f'resuming after step {step}' in again[2], place
 

@@ -1,6 +1,6 @@
-"""Row 18: bytes that nobody meant, thousands of them, in every file that is read.
+"""Row 18: thousands of random changes in every file that is read.
 
-Whatever a file holds, reading it gives a value or one of the project's own errors.
+Whatever a file contains, reading it gives a value or one of the project's own errors.
 """
 
 import gzip
@@ -36,7 +36,7 @@ from digitnet.metrics_log import read_metrics
 from digitnet.workdir import Workdir
 from tests.faults.test_damage import like
 
-# Orbax and its event loop log each error, hundreds of them, before it is raised.
+# Orbax and its event loop log each of hundreds of errors before it is raised.
 for name in ('absl', 'asyncio'):
   logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -52,7 +52,7 @@ fuzz = settings(
 
 @st.composite
 def mutated(draw, valid: bytes):
-  """A valid file with a few bytes changed, cut out, doubled or put in; or cut short."""
+  """A valid file with some bytes changed, removed, doubled or inserted; or cut short."""
   content = bytearray(valid)
   for _ in range(draw(st.integers(1, 4))):
     place = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -74,7 +74,7 @@ def bytes_like(valid: bytes):
   return st.one_of(mutated(valid), st.binary(max_size=200))
 
 
-# Valid files, as small as they come.
+# Valid files, as small as possible.
 _IMAGES = bytes([0, 0, 8, 3]) + np.array([3, 28, 28], '>i4').tobytes() + bytes(3 * 784)
 _LABELS = bytes([0, 0, 8, 1]) + np.array([3], '>i4').tobytes() + bytes([1, 2, 3])
 _HEADER = ','.join(['label', *(f'pixel{i}' for i in range(784))])
@@ -145,7 +145,7 @@ _JSON = st.recursive(
 
 
 def _json_like(valid):
-  """Mutated bytes; and valid JSON with other values in its fields."""
+  """Mutated bytes, or valid JSON with other values in its fields."""
   value = json.loads(valid)
   changed = st.builds(
       lambda name, new: json.dumps({**value, name: new}).encode(),
@@ -181,7 +181,7 @@ def test_config_json(tmp_path_factory, a_config, data):
 @fuzz
 @given(content=bytes_like(_METRICS))
 def test_metrics_jsonl(tmp_path_factory, content):
-  """An edited metrics.jsonl ends a resume in a traceback."""
+  """A resume with an edited metrics.jsonl ends in a traceback."""
   folder = epath.Path(tmp_path_factory.getbasetemp())
   (folder / 'fuzz.jsonl').write_bytes(content)
   try:
@@ -209,7 +209,7 @@ def test_results_json(tmp_path_factory, unbroken, data):
 @fuzz
 @given(content=bytes_like(b'{"host": "here", "pid": 12}'))
 def test_lock_of_the_dead(tmp_path_factory, content):
-  """What a dead process left in the lock file keeps everybody out."""
+  """The content that a dead process left in the lock file locks everybody out."""
   path = epath.Path(tmp_path_factory.getbasetemp() / 'fuzz.lock')
   path.write_bytes(content)
   with lock.hold(path):
@@ -266,7 +266,7 @@ def test_checkpoint_files(tmp_path_factory, unbroken, a_state, data, capsys):
 
 
 def _peak(act):
-  """The most bytes that Python held while `act` raised a UserError."""
+  """The peak memory of Python in bytes while `act` raises a UserError."""
   tracemalloc.start()
   try:
     with pytest.raises(UserError):
@@ -277,7 +277,7 @@ def _peak(act):
 
 
 def test_header_of_four_billion_images_allocates_nothing():
-  """A forged header takes all memory before its file is read."""
+  """A forged header takes all memory before the rest of its file is read."""
   claims = bytes([0, 0, 8, 3]) + np.array([2**31 - 1, 28, 28], '>i4').tobytes()
   assert _peak(lambda: idx.parse_images(_PATH, claims + bytes(784))) < 1e6
 

@@ -4,13 +4,13 @@ import time
 
 from tests.faults.conftest import steps_in
 
-# Where SIGKILL strikes, in the order of a run: the lines that bring it there.
+# Where SIGKILL strikes, in the order of a run, and the code that sends it there.
 _PLACES = {
     'start-up': """
 from digitnet import workdir
 before(workdir, 'write_atomically', lambda *_: send('SIGKILL'))
 """,
-    # A twentieth of a second after the first call of the step has begun to compile.
+    # A twentieth of a second after the first call of the step begins to compile.
     'compile': """
 import threading
 from digitnet import parallel
@@ -103,13 +103,13 @@ def _at_step(step, name):
 
 
 def test_a_signal_saves_and_leaves(runs, assert_ends_as_unbroken, tmp_path):
-  """Rows 1, 3 and 4. A preempted machine loses the epoch, or hangs in its end; a signal
-  passes for damage, and a good checkpoint is moved away; Ctrl-C cannot end a save that
-  hangs; a validation done by two starts stands twice in metrics.jsonl."""
+  """Rows 1, 3 and 4. A preempted machine loses the epoch, or does not exit; a signal is
+  taken for damage, and a good checkpoint is moved away; Ctrl-C cannot end a save that
+  hangs; a validation done by two starts is in metrics.jsonl twice."""
 
   def stop(fault, code, saved=()):
-    """One more start, which a signal ends; `saved`: what it may leave as the newest."""
-    is_taken_over = (tmp_path / 'lock').exists()  # Which is told in a line of its own.
+    """Starts the run again until a signal ends it; `saved`: allowed newest checkpoints."""
+    is_taken_over = (tmp_path / 'lock').exists()  # Taking it over prints a line.
     process = runs.start(tmp_path, fault)
     seconds = time.time() - float(process.stdout.split('sent at ')[-1].split()[0])
     assert process.returncode == code, process.stderr
@@ -122,7 +122,7 @@ def test_a_signal_saves_and_leaves(runs, assert_ends_as_unbroken, tmp_path):
     assert seconds < 10
     return process
 
-  # It may leave anything: a machine may be done compiling before.
+  # This start may leave any checkpoint: it may have finished compiling before the signal.
   stop(_PLACES['compile'].replace('SIGKILL', 'SIGTERM'), 143)
   at_once = stop(_at_step(11, 'SIGINT') + _HANGING_SAVE, 130)
   assert 'leaving at once' in at_once.stderr
@@ -130,7 +130,7 @@ def test_a_signal_saves_and_leaves(runs, assert_ends_as_unbroken, tmp_path):
   again = stop(_at_step(11, 'SIGTERM'), 143, saved=[11, 12, 13])
   assert 'resuming after step 7' in again.stdout
   stop(_VALIDATION, 143, saved=[16])
-  # This start does that validation, and the next one does it again.
+  # This start does that validation, and the next one repeats it.
   assert runs.start(tmp_path, _at_step(18, 'SIGKILL')).returncode == -9
   stop(_at_step(27, 'SIGINT'), 130, saved=[27, 28, 29])
   before = steps_in(tmp_path)

@@ -21,7 +21,7 @@ def _last_line(process):
 
 
 def test_changed_config_is_refused_or_allowed(broken_off, runs, tiny_config):
-  """Row 9. Half of a run is trained in another way, and nobody knows."""
+  """Row 9. Half of a run is trained with another config, unnoticed."""
   before = (broken_off / 'config.json').read_bytes()
   overrides = {'seed': 1, 'batch_size': 32, 'duration': '30 steps'}
   refused = runs.start(broken_off, overrides=overrides)
@@ -35,7 +35,7 @@ def test_changed_config_is_refused_or_allowed(broken_off, runs, tiny_config):
       ({'model.dense_features': (17,)}, False),
       ({'data.split': 'standard'}, True),
   ):
-    # In this process, which need not start.
+    # In this process, to save starting another.
     with pytest.raises(UserError, match='cannot change in mid-run') as never:
       train.train_and_evaluate(
           tiny_config({**RUN, **overrides, **fixed}), str(broken_off), allowed
@@ -51,7 +51,7 @@ def test_changed_config_is_refused_or_allowed(broken_off, runs, tiny_config):
   (changes,) = results['config_changes']
   assert 'seed: 0 -> 1' in changes
 
-  # A finished run is gone on with in the same way; never backwards.
+  # A finished run can be continued in the same way, but never to an earlier step.
   longer = runs.start(
       broken_off, overrides={**overrides, 'duration': '34 steps'}, flags=['--allow_changes']
   )
@@ -68,7 +68,7 @@ def test_changed_config_is_refused_or_allowed(broken_off, runs, tiny_config):
 
 
 def test_changed_data_are_refused(broken_off, runs):
-  """Row 9. The images behind the same config are others."""
+  """Row 9. A run resumes on other images under the same config."""
   other = """
 import numpy as np
 from digitnet.data import bundled
@@ -101,7 +101,7 @@ def test_finished_run_prints_its_result(unbroken, runs):
 
 
 def test_two_runs_in_one_workdir(runs, tmp_path, assert_ends_as_unbroken):
-  """Row 12. Two processes write over each other; or a dead one locks for ever."""
+  """Row 12. Two processes overwrite each other, or a dead one locks the workdir forever."""
   asleep = tmp_path.parent / f'{tmp_path.name}-asleep'
   wait = f"""
 from digitnet.reports import Reports
@@ -134,7 +134,7 @@ before(Reports, 'add', lambda self, step, _: step == 11 and rest())
 
 def test_not_finite(runs, assert_ends_as_unbroken, tmp_path):
   """Row 13. A network of NaN becomes the latest checkpoint, or the best."""
-  # One report of one step says nan, as a bit that flips in memory would have it.
+  # The report of one step says nan, as a bit flipped in memory could cause.
   fault = """
 from digitnet import parallel
 original = parallel.start_to_host
@@ -154,7 +154,7 @@ def start_to_host(tree):
   return strike
 parallel.start_to_host = start_to_host
 """
-  # The second start goes on from step 16: its second report is of the same step.
+  # The second start resumes after step 16, so its second report is of step 18 too.
   for what, count in (('loss', 18), ('grad_norm', 2)):
     process = runs.start(tmp_path, fault.format(what=what, count=count))
     assert process.returncode == 1
@@ -177,16 +177,16 @@ def test_workdir_that_cannot_be(runs, tiny_config, tmp_path, capsys, workdir):
     assert process.returncode == 2
     assert 'cannot be written to' in _last_line(process)
     out = process.stdout
-  else:  # In this process, which need not start.
+  else:  # In this process, to save starting another.
     with pytest.raises(UserError, match='cannot be written to'):
       train.train_and_evaluate(tiny_config(RUN), str(tmp_path / workdir))
     out = capsys.readouterr().out
-  assert out == ''  # before the data are loaded and anything compiled
+  assert out == ''  # Before data are loaded and anything is compiled.
   assert (tmp_path / 'file').read_text() == 'mine'
 
 
 def test_tensorboard_folder_deleted(runs, assert_ends_as_unbroken, tmp_path):
-  """Row 16. Training ends because its curves cannot be shown."""
+  """Row 16. Training ends because its curves cannot be written."""
   fault = """
 import shutil
 from digitnet import metrics_log
@@ -205,7 +205,7 @@ before(metrics_log.MetricsLog, 'write', strike)
 
 
 def test_tensorboard_writer_fails(runs, unbroken, tmp_path):
-  """Row 16. The same, or the writer's queue blocks the training."""
+  """Row 16. The same, or the writer's queue blocks training."""
   fault = """
 from tensorboardX import event_file_writer
 def strike(self, event):
@@ -217,7 +217,7 @@ before(event_file_writer.EventsWriter, 'write_event', strike)
   assert process.returncode == 0, process.stderr
   assert process.stderr.count('no more TensorBoard curves') == 1
   assert not compare.differences(Workdir(unbroken), Workdir(tmp_path))
-  # And the next start shows them all.
+  # The next start writes all of them.
   (tmp_path / 'results.json').unlink()
   assert runs.start(tmp_path).returncode == 0
   _assert_curves_are_the_metrics(tmp_path)
