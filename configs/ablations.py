@@ -92,6 +92,7 @@ ABLATIONS = {
         'eval_every': '120 epochs',
         'checkpoint_every': '60 epochs',
     },
+    # Recipe 10's noise.
     'faint_noise_on_all': {'augment.noise': 0.1, 'augment.noise_share': 1.0},
     # The previous recipe, for users with less time: it sees a quarter as many images.
     'recipe_11': {

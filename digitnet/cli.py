@@ -175,13 +175,13 @@ def config_mistake(error: Exception) -> str:
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds `--workdir`, a list, and `--views`: which trained networks to use, and how."""
   parser.add_argument(
-      '--workdir', required=True, action='append', help='of a run; once for each'
+      '--workdir', required=True, action='append', help='workdir of a run; may be repeated'
   )
   parser.add_argument(
       '--views',
       type=positive,
       default=1,
-      help='mean over as many views of each image, moved and bent half as far as in training',
+      help='average over this many views of each image, changed half as much as in training',
   )
 
 

@@ -25,7 +25,7 @@ def hold(path: epath.Path):
   try:
     before = _read(file)
     if before:
-      warn(f'{path}: taken over from {before}, which ended without a word')
+      warn(f'{path}: taken over from {before}, which is no longer running')
     file.truncate(0)
     file.write(
         json.dumps({'host': socket.gethostname(), 'pid': os.getpid()}).encode()

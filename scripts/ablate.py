@@ -41,24 +41,28 @@ def main() -> None:
   parser = cli.parser(__doc__)
   parser.add_argument('variants', nargs='*', metavar='VARIANT')
   parser.add_argument('--output', required=True)
-  parser.add_argument('--repeats', type=cli.positive, default=3, help='default: 3')
+  parser.add_argument(
+      '--repeats', type=cli.positive, default=3, help='seeds per variant; default: 3'
+  )
   parser.add_argument(
       '--first_repeat',
       type=int,
       default=0,
-      help='its seed: for seeds that nothing was chosen by; default: 0',
+      help='seed of the first repeat, to use seeds that nothing was chosen by; default: 0',
   )
   parser.add_argument(
       '--set',
       action='append',
       default=[],
       metavar='KEY=VALUE',
-      help='a change of the config of all runs',
+      help='a change of the config, for all runs',
   )
   parser.add_argument(
       '--jobs', type=cli.positive, default=1, help='runs at a time; default: 1'
   )
-  parser.add_argument('--score_test', action='store_true', help='unseal the test split')
+  parser.add_argument(
+      '--score_test', action='store_true', help='score the test split too'
+  )
   args = parser.parse_args()
   sys.path.insert(0, str(_ROOT))  # for configs, which are not installed
   from configs import ablations

@@ -55,7 +55,7 @@ def main() -> None:
       '--peers',
       nargs='+',
       default=['digitnet', 'linen', 'torch', 'torch-compiled', 'keras-tensorflow'],
-      help='names in scripts/peers/worker.py; ratios are to the first',
+      help='names from scripts/peers/worker.py; ratios are to the first one',
   )
   parser.add_argument(
       '--measures', nargs='+', choices=_MEASURES, default=_DEFAULT_MEASURES
@@ -68,12 +68,12 @@ def main() -> None:
       '--infer_sizes', nargs='+', type=cli.positive, default=[1, 128, 1024]
   )
   parser.add_argument(
-      '--repeats', type=cli.positive, default=5, help='rounds; default: 5'
+      '--repeats', type=cli.positive, default=5, help='number of rounds; default: 5'
   )
   parser.add_argument(
-      '--python', nargs='+', default=[], metavar='PEER=PATH', help='its interpreter'
+      '--python', nargs='+', default=[], metavar='PEER=PATH', help='interpreter of a peer'
   )
-  parser.add_argument('--output', help='folder of the results')
+  parser.add_argument('--output', help='folder for the results')
   args = parser.parse_args()
   if 'epoch' in args.measures and not args.data:
     raise UserError('--measures=epoch: needs --data=FOLDER with the files of MNIST')

@@ -29,9 +29,11 @@ _NUM_TRAIN = 37_800
 
 def main() -> None:
   parser = cli.parser(__doc__)
-  parser.add_argument('--repeats', type=cli.positive, default=5, help='default: 5')
   parser.add_argument(
-      '--steps', type=cli.positive, default=30, help='in one stretch; default: 30'
+      '--repeats', type=cli.positive, default=5, help='pairs of stretches; default: 5'
+  )
+  parser.add_argument(
+      '--steps', type=cli.positive, default=30, help='steps per stretch; default: 30'
   )
   args = parser.parse_args()
   environment.prepare()

@@ -41,15 +41,18 @@ _FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking',
 
 def main() -> None:
   parser = cli.parser(__doc__)
-  parser.add_argument('--workdir', required=True, help='of a run')
+  parser.add_argument('--workdir', required=True, help='workdir of a run')
   parser.add_argument(
-      '--clients', type=cli.positive, default=32, help='the page serves 64; default: 32'
+      '--clients', type=cli.positive, default=32, help='at once, at most 64; default: 32'
   )
   parser.add_argument(
-      '--requests', type=cli.positive, default=2000, help='of all clients; default: 2000'
+      '--requests',
+      type=cli.positive,
+      default=2000,
+      help='of all clients together; default: 2000',
   )
-  parser.add_argument('--browser', action='store_true', help='draw in a Chromium too')
-  parser.add_argument('--screenshots', metavar='FOLDER', help='of that Chromium')
+  parser.add_argument('--browser', action='store_true', help='also draw in Chromium')
+  parser.add_argument('--screenshots', metavar='FOLDER', help='folder for screenshots')
   args = parser.parse_args()
   screenshots = args.screenshots and cli.folder(args.screenshots)
   if args.browser or screenshots:

@@ -146,8 +146,10 @@ def draw(image: np.ndarray, style: Style, rng: np.random.Generator) -> bytes:
 def main() -> None:
   parser = cli.parser(__doc__)
   cli.add_network_arguments(parser)
-  parser.add_argument('--each', type=cli.positive, default=10, help='default: 10')
-  parser.add_argument('--output', help='folder of table and picture')
+  parser.add_argument(
+      '--each', type=cli.positive, default=10, help='pictures per style; default: 10'
+  )
+  parser.add_argument('--output', help='folder for the table and the picture')
   args = parser.parse_args()
   environment.prepare()
   # After the arguments are parsed: importing JAX takes a second.

@@ -19,10 +19,12 @@ from digitnet.errors import UserError
 def main() -> None:
   parser = cli.parser(__doc__)
   parser.add_argument(
-      '--workdir', required=True, action='append', help='of a run; once for each'
+      '--workdir', required=True, action='append', help='workdir of a run; may be repeated'
   )
-  parser.add_argument('--host', default='127.0.0.1', help='default: this machine alone')
-  parser.add_argument('--port', type=int, default=8080, help='0 takes a free one')
+  parser.add_argument('--host', default='127.0.0.1', help='default: this machine only')
+  parser.add_argument(
+      '--port', type=int, default=8080, help='default: 8080; 0 picks a free one'
+  )
   args = parser.parse_args()
   environment.prepare()
   # After the arguments are parsed: importing JAX takes a second.

@@ -34,13 +34,13 @@ def main() -> None:
   parser.add_argument(
       '--split',
       choices=('train', 'validation', 'test'),
-      help='of the run\'s own data, without FILES; default: validation',
+      help='split of the run\'s own data to score; default: validation',
   )
   parser.add_argument(
-      '--corruptions', action='store_true', help='score damaged images too'
+      '--corruptions', action='store_true', help='also score damaged images'
   )
   parser.add_argument(
-      '--mistakes', metavar='FOLDER', help='leave mistakes.csv and mistakes.png there'
+      '--mistakes', metavar='FOLDER', help='folder for mistakes.csv and mistakes.png'
   )
   parser.add_argument('files', nargs='*', metavar='FILES')
   args = parser.parse_args()

@@ -23,11 +23,13 @@ from digitnet.errors import UserError
 
 def main() -> None:
   parser = cli.parser(__doc__)
-  parser.add_argument('--workdir', required=True, help='of a finished run')
+  parser.add_argument('--workdir', required=True, help='workdir of a finished run')
   parser.add_argument(
-      '--output', required=True, help='folder; an earlier export there is replaced'
+      '--output', required=True, help='folder for the files; replaces an earlier export'
   )
-  parser.add_argument('--quiet', action='store_true', help='warnings and errors alone')
+  parser.add_argument(
+      '--quiet', action='store_true', help='print only warnings and errors'
+  )
   parser.add_argument('formats', nargs='*', metavar='FORMATS')
   args = parser.parse_args()
   environment.prepare()

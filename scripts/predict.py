@@ -33,16 +33,16 @@ def main() -> None:
   parser = cli.parser(__doc__)
   cli.add_network_arguments(parser)
   parser.add_argument(
-      '--split', action='store_true', help='a picture shows several digits in a row'
+      '--split', action='store_true', help='each picture shows a row of digits'
   )
   parser.add_argument(
-      '--format', choices=_FORMATS, default='table', help='of what is told of pictures'
+      '--format', choices=_FORMATS, default='table', help='output for pictures'
   )
   parser.add_argument(
-      '--seen', metavar='FOLDER', help='leave there what the network saw of each picture'
+      '--seen', metavar='FOLDER', help='folder for what the network saw of each picture'
   )
   parser.add_argument(
-      '--submission', action='store_true', help="of data: Kaggle's two columns alone"
+      '--submission', action='store_true', help="for data: print Kaggle's two columns"
   )
   parser.add_argument('files', nargs='+', metavar='FILES')
   args = parser.parse_args()
@@ -56,10 +56,10 @@ def main() -> None:
       for name in args.files
   }
   if len(are_pictures) > 1:
-    raise UserError('pictures and data cannot be told in one table; read one, then the other')
+    raise UserError('pictures and data cannot be read in one call; read one, then the other')
   if are_pictures == {True}:
     if args.submission:
-      raise UserError('--submission: is for data; of pictures, see --format')
+      raise UserError('--submission is for data; for pictures use --format')
     _read_pictures(args)
     return
   if args.split or args.seen or args.format != 'table':

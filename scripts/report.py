@@ -9,7 +9,6 @@ report/index.html. For several finished runs, writes a page with their scores, c
 differences in config to the folder --output.
 """
 
-
 from digitnet import cli
 from digitnet import environment
 from digitnet.errors import UserError
@@ -18,14 +17,17 @@ from digitnet.errors import UserError
 def main() -> None:
   parser = cli.parser(__doc__)
   parser.add_argument(
-      '--workdir', required=True, action='append', help='of a finished run'
+      '--workdir',
+      required=True,
+      action='append',
+      help='workdir of a finished run; may be repeated',
   )
   parser.add_argument(
       '--split',
       choices=('validation', 'test'),
-      help='that the report of one run is of; default: test, where it was scored',
+      help='split to report on, for one run; default: test, if it was scored',
   )
-  parser.add_argument('--output', help='folder of a comparison')
+  parser.add_argument('--output', help='folder for the comparison of several runs')
   args = parser.parse_args()
   environment.prepare()
   # After the arguments are parsed: importing JAX takes a second.

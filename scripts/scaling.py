@@ -271,15 +271,25 @@ def measure(network: Network) -> str:
 
 def main() -> None:
   parser = cli.parser(__doc__)
-  parser.add_argument('--efficiency', type=float, default=0.5, help='default: 0.5')
   parser.add_argument(
-      '--batch_size', type=cli.positive, default=8192, help='the fixed one; default: 8192'
+      '--efficiency',
+      type=float,
+      default=0.5,
+      help='fraction of a step that is arithmetic; default: 0.5',
+  )
+  parser.add_argument(
+      '--batch_size',
+      type=cli.positive,
+      default=8192,
+      help='the fixed global batch size; default: 8192',
   )
   parser.add_argument(
       '--all_reduce_dtype', choices=('float32', 'bfloat16'), default='float32'
   )
-  parser.add_argument('--measure', action='store_true', help='check this machine')
-  parser.add_argument('--output', help='folder of table and plot')
+  parser.add_argument(
+      '--measure', action='store_true', help='check the model on this machine'
+  )
+  parser.add_argument('--output', help='folder for the tables and the plot')
   args = parser.parse_args()
   if not 0 < args.efficiency < 1:
     raise UserError(f'--efficiency={args.efficiency}: must be between 0 and 1')

@@ -144,17 +144,19 @@ def main() -> None:
   parser = cli.parser(__doc__)
   parser.add_argument('--rounds', type=cli.positive, default=50)
   parser.add_argument(
-      '--kills', type=cli.positive, default=2, help='in one round, at most; default: 2'
+      '--kills', type=cli.positive, default=2, help='kills per round, at most; default: 2'
   )
   parser.add_argument(
       '--jobs', type=cli.positive, default=1, help='rounds at a time; default: 1'
   )
   parser.add_argument(
-      '--processes', type=cli.positive, default=1, help='of each run; default: 1'
+      '--processes', type=cli.positive, default=1, help='processes per run; default: 1'
   )
-  parser.add_argument('--seed', type=int, default=0, help='of the moments')
-  parser.add_argument('--folder', help='for the runs; default: a new one')
-  parser.add_argument('flags', nargs='*', metavar='FLAGS', help='of main.py')
+  parser.add_argument(
+      '--seed', type=int, default=0, help='seed of the random moments; default: 0'
+  )
+  parser.add_argument('--folder', help='folder for the runs; default: a new one')
+  parser.add_argument('flags', nargs='*', metavar='FLAGS', help='flags of main.py')
   args = parser.parse_args()
   folder = cli.folder(args.folder or tempfile.mkdtemp(prefix='digitnet-soak-'))
   if any(folder.iterdir()):

@@ -266,7 +266,7 @@ def test_what_is_of_no_export_is_not_lost(export_run, workdir, tmp_path, name):
   deletes that model."""
   (tmp_path / name).write_text('# Mine')
   process = export_run(workdir, tmp_path, 'stablehlo')
-  assert process.returncode == 2 and f'{name}: is of no export' in process.stderr
+  assert process.returncode == 2 and f'{name}: not from an export' in process.stderr
   assert [path.name for path in tmp_path.iterdir()] == [name]
   (tmp_path / name).unlink()
   for format_ in ('stablehlo', 'safetensors'):  # The second replaces the first.

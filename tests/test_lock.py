@@ -46,7 +46,7 @@ def test_lock_removed_while_waiting_is_not_taken(tmp_path, monkeypatch):
 
 
 def test_file_system_without_locks(tmp_path, monkeypatch, capsys):
-  """Some network file systems cannot lock: no run at all is possible there."""
+  """Some file systems cannot lock: no run is possible there, or a living one is called dead."""
 
   def flock(file, flags):
     raise OSError(95, 'Operation not supported')

@@ -369,7 +369,7 @@ def test_saliency_is_what_a_small_change_does_to_the_odds(workdir):
 
 
 def test_views_go_half_as_far_as_training(workdir, monkeypatch, digits):
-  """Views go as far, and the mean of nine is no better than one (configs/choices.md)."""
+  """Views go as far as in training, and nine are no better than one (configs/choices.md)."""
   asked = []
 
   def note(images, keys, strengths, scale):

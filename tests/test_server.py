@@ -210,7 +210,7 @@ def test_a_fault_is_told_without_its_traceback(site, monkeypatch):
   with monkeypatch.context() as patched:
     patched.setattr(Reader, 'read', lambda *_: 1 / 0)
     response, answer = _ask(site, body=drawing)
-    assert response.status == 500 and answer == {'error': 'a fault of the server'}
+    assert response.status == 500 and answer == {'error': 'an error of the server'}
 
     async def busy(*_):
       raise Busy

@@ -178,7 +178,7 @@ async def _tell(request, error):
 
 async def _tell_fault(request, error):
   del request, error  # The server logs the error; clients need not see it.
-  return responses.JSONResponse({'error': 'a fault of the server'}, 500)
+  return responses.JSONResponse({'error': 'an error of the server'}, 500)
 
 
 def _rounded(probs):

@@ -86,7 +86,7 @@ def write(
   is_ours = readme.exists() and card.TITLE.encode() in readme.read_bytes()
   for path in (readme, *(folder / one.file for one in FORMATS.values())):
     if path.exists() and not is_ours:
-      raise UserError(f'{path}: is of no export, and would be lost; name another folder')
+      raise UserError(f'{path}: not from an export, and would be lost; name another folder')
   for left in folder.glob('.unfinished-*'):  # By an export that was killed.
     shutil.rmtree(left, ignore_errors=True)
   try:
