@@ -16,6 +16,7 @@ from digitnet import cli
 from digitnet import environment
 from digitnet.errors import UserError
 
+
 def main() -> None:
   parser = cli.parser(__doc__)
   parser.add_argument(
