@@ -24,8 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.accumulation = 1
   # Dtype in which devices exchange and sum gradients; 'bfloat16' halves the traffic.
   config.all_reduce_dtype = 'float32'
-  # Images per evaluation step over all devices; a multiple of their number. Does not change
-  # any result.
+  # Images per evaluation step over all devices; a multiple of their number. Changes
+  # results by rounding only.
   config.eval_batch_size = 512
   # An epoch is one pass over the train split, or, if a pass has fewer steps than this, the
   # fewest whole passes that have as many: one pass over the few bundled digits would leave
@@ -67,8 +67,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.dtype = 'float32'
   config.model.param_dtype = 'float32'
   # Dtype that the operands of convolutions and matrix products are rounded to; their sums
-  # stay in float32. With 'bfloat16' here and float32 elsewhere, a step takes two thirds of
-  # the time on a CPU with AMX (scripts/README.md).
+  # stay in float32, though inference by oneDNN rounds the results too. It counts where it is
+  # narrower than `dtype`. With 'bfloat16' here and float32 elsewhere, a step takes two thirds
+  # of the time on a CPU with AMX (scripts/README.md).
   config.model.matmul_dtype = 'float32'
 
   # Strengths of the random changes of training images; 0 is none. See digitnet/augment.py.
@@ -92,7 +93,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.fade.scale = 0.5
 
   config.optim = ml_collections.ConfigDict()
-  # Peak learning rate of the schedule, for a batch of `reference_batch_size`.
+  # Peak learning rate of the schedule; with `rate_scaling`, that for a batch of
+  # `reference_batch_size`.
   config.optim.learning_rate = 1e-3
   # Factor on the learning rate when batch_size is n times reference_batch_size:
   # 'none' (1), 'linear' (n) or 'sqrt' (the square root of n).

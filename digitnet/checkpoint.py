@@ -333,7 +333,7 @@ class Checkpoints:
     )
 
   def _restore_item(self, name, step, like, record):
-    """One tree of arrays, where `_restore_target` puts them."""
+    """Restores one item and verifies its digest; raises Damaged."""
     with _reading(name):
       saved = self._manager.item_metadata(step)[name]
       _check_fits(name, saved, like)

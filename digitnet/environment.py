@@ -38,7 +38,7 @@ def malloc_tunables() -> dict[str, str]:
 
 
 def prepare(tune_malloc: bool = True) -> None:
-  """Sets up cheap memory and JAX's compilation cache; call it before importing JAX.
+  """Sets up malloc and JAX's compilation cache; call it before importing JAX.
 
   JAX then reuses what an earlier process compiled, from `user_cache()`. JAX's own
   variables take precedence: JAX_COMPILATION_CACHE_DIR, and

@@ -190,6 +190,6 @@ def read_metrics(path: epath.Path) -> list[dict]:
     raise UserError(f'{path}: cannot be read ({error.strerror})') from None
   except (ValueError, KeyError, TypeError, RecursionError):
     raise UserError(
-        f'{path}, line {number}: not a line of metrics; mend or remove it'
+        f'{path}, line {number}: not a line of metrics; fix or remove it'
     ) from None
   return lines

@@ -148,7 +148,8 @@ class DigitNet(nn.Module):
     dense_dropout_rates: for each hidden dense layer, the fraction dropped after it.
     dtype: dtype of the arithmetic, 'float32' or 'bfloat16'.
     matmul_dtype: dtype that the operands of convolutions and products are rounded to,
-      if it is narrower than `dtype`; their sums are in float32.
+      if it is narrower than `dtype`; their sums are in float32. In inference oneDNN rounds
+      the results to it too.
     param_dtype: dtype of the parameters.
     by_onednn: whether the layers take the form that oneDNN computes; see `onednn.py`.
     transposed: whether dense kernels are transposed, for inference by oneDNN.

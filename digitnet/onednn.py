@@ -7,8 +7,8 @@ twice as fast; with bfloat16 vector instructions both are one and a half times a
 these in the compilation cache. Training in float32 would gain only a tenth, so it does
 without oneDNN and keeps its fast start.
 
-oneDNN is given only forward convolutions, whose results are rounded to the operands'
-dtype. The gradients are written in that form too.
+Of convolutions oneDNN is given only the forward form, in which the gradients are written
+too. All results are rounded to the operands' dtype.
 """
 
 from collections.abc import Callable
@@ -181,8 +181,8 @@ def _convolution(images, kernel, paddings):
 def _kernel_grads(images, grads, size):
   """The kernel gradient, [K_h, K_w, C_in, C_out] float32, for `size` = (K_h, K_w).
 
-  This is a forward convolution whose kernel is the whole [N, H, W, C_out] array of
-  gradients and whose input channels are the images. JAX's own transpose of a convolution
+  These are forward convolutions whose kernel is a chunk of the gradients, as large as the
+  images, and whose input channels are the images of that chunk. JAX's own transpose of a convolution
   lays out arrays in orders from which oneDNN, as XLA calls it, may compute wrong numbers
   (seen with eight images of one channel).
   """

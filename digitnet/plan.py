@@ -33,7 +33,7 @@ class Plan:
 
   @classmethod
   def make(cls, config: ml_collections.ConfigDict, num_train: int) -> Plan:
-    """Args: config: the whole config; num_train: images in the train split."""
+    """Converts the durations of the whole config, for `num_train` images, to steps."""
     steps_per_epoch = batches.num_steps_per_epoch(
         num_train, config.batch_size, config.min_steps_per_epoch
     )

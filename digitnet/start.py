@@ -57,8 +57,8 @@ def fresh_or_resumed(
   if progress.machine not in (None, here):
     old, new = (json.dumps(shape) for shape in (progress.machine, here))
     warn(
-        f'the run goes on with {new} where it had {old}: its bits may differ from'
-        ' those of an unbroken run'
+        f'resuming on {new}, begun on {old}: the result may differ in its last bits from'
+        ' that of an uninterrupted run'
     )
   progress.machine = here
   return state, progress

@@ -175,7 +175,7 @@ def make_train_step(
 
     grads, metrics = _sum_over_parts(sums_of, (batch, places), accumulation)
     grads = parallel.pmean(grads, all_reduce_dtype)
-    # The barrier has the squares summed as they are computed. Without it XLA would
+    # The barrier makes XLA sum the squares as it computes them. Without it XLA would
     # first store them, since Adam needs the same squares.
     grad_norm = optax.global_norm(_in_float32(lax.optimization_barrier(grads)))
     if clip_norm:

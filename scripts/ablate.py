@@ -217,7 +217,7 @@ def _run(variant, repeat, args, processes):
         # Several runs share a GPU; the first would otherwise take most of its memory.
         env={'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **os.environ},
     )  # fmt: skip
-  last = (stderr.strip().splitlines() or ['no word'])[-1]
+  last = (stderr.strip().splitlines() or ['no output'])[-1]
   if code == 0:
     results = Workdir(str(workdir)).load_results()
     print(

@@ -143,7 +143,7 @@ class Worker:
       pass
     line = self._process.stdout.readline()
     if not line:
-      last = (self._log.read_text().strip().splitlines() or ['no word'])[-1]
+      last = (self._log.read_text().strip().splitlines() or ['no output'])[-1]
       raise UserError(
           f'{self.peer}: its process ended with: {last} (leave it out with'
           ' --peers, or name an interpreter that has it with --python)'

@@ -47,7 +47,7 @@ def main() -> int:
   for flag in flags:
     name = flag.lstrip('-').split('=')[0]
     if name in ('coordinator', 'num_processes', 'process_id'):
-      raise UserError(f'{flag}: is for this script to choose')
+      raise UserError(f'{flag}: is set by this script; leave it out')
   return _Cluster(args, flags).run()
 
 

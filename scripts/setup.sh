@@ -60,7 +60,7 @@ set_up() {
     -r "$root/requirements.lock" &&
     "$python" -m pip install -qq --disable-pip-version-check --no-deps \
       -e "$root" || {
-    echo 'digitnet: set-up failed; mend what pip says above and start again' >&2
+    echo 'digitnet: set-up failed; fix what pip reports above and start again' >&2
     return 1
   }
   echo "$state" >"$stamp"

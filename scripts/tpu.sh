@@ -183,7 +183,7 @@ explained() {
     *PERMISSION_DENIED* | *[Aa]uth*)
       hint='not allowed: gcloud auth login, and enable the Cloud TPU API' ;;
     *[Zz]one* | *[Ll]ocation* | *'not found'*)
-      hint="is $type to be had in $zone? gcloud compute tpus locations list" ;;
+      hint="is $type offered in $zone? gcloud compute tpus locations list" ;;
     *) hint='see above' ;;
   esac
   rm -f "$errors"
@@ -196,7 +196,7 @@ create() {
     now=$(state)
     case $now in
       ABSENT) ;;
-      UNKNOWN) fail "$name: nobody answers; try again" ;;
+      UNKNOWN) fail "$name: gcloud does not answer; try again" ;;
       ACTIVE | READY) echo "$name is there already"; return ;;
       FAILED | SUSPENDED | PREEMPTED | STOPPED | TERMINATED)
         fail "$name is $now: delete it first, or resume does all of it" ;;
@@ -229,7 +229,7 @@ wait_for_it() {
       ACTIVE | READY) return ;;
       FAILED)
         tpus queued-resources describe "$name" '--format=yaml(state)' >&2 || true
-        fail "$name: the request failed; mend what it says above, delete, create" ;;
+        fail "$name: the request failed; fix the cause given above, delete, create" ;;
       SUSPENDING | SUSPENDED | PREEMPTED)
         fail "$name was taken back before it was used; resume asks again" ;;
       STOPPING | STOPPED | TERMINATED)
@@ -280,7 +280,7 @@ status() {
 
 logs() {
   on_hosts "$worker" "tail -n 40 digitnet/runs/$name.log" ||
-    fail "$name: no logs to be had; see status"
+    fail "$name: no logs available; see status"
 }
 
 results() {

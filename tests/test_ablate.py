@@ -84,7 +84,7 @@ def test_a_failed_run_leaves_the_others_and_a_mistake_ends_them(tmp_path, capfd,
   # Otherwise the first run takes most of a GPU's memory; but the user's setting wins.
   assert asked[-1]['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'false'
   monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'true')
-  with pytest.raises(UserError, match='baseline, repeat 0: no word'):
+  with pytest.raises(UserError, match='baseline, repeat 0: no output'):
     run(2, '')
   assert asked[-1]['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'true'
 

@@ -100,7 +100,7 @@ def test_the_users_mistake_is_told_once_for_all(launch):
     [
         (['--processes=0'], '--processes'),
         (['--process=2', 'x'], 'unrecognized'),
-        (['--', '--process_id=1'], 'is for this script to choose'),
+        (['--', '--process_id=1'], 'is set by this script; leave it out'),
     ],
 )
 def test_mistakes_are_told(run_python, flags, complaint):

@@ -206,7 +206,7 @@ def test_create_twice_waits_for_the_first(tpu):
         ({'queued-resources create': [{'code': 1, 'err': "ERROR: Quota limit 'TPUV5sLitepod' has been exceeded"}]},
          'no quota for it'),
         ({'queued-resources create': [{'code': 1, 'err': 'ERROR: Location us-west4-a is not found'}]},
-         'to be had in us-west4-a'),
+         'offered in us-west4-a'),
         ({'queued-resources create': [{'code': 1, 'err': 'ERROR: PERMISSION_DENIED'}]},
          'gcloud auth login'),
         ({_STATE: _states(None, 'WAITING_FOR_RESOURCES', 'FAILED')}, 'the request failed'),

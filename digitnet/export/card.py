@@ -42,8 +42,8 @@ Each was read again by its own runtime, and compared with the network on the {sp
 |---|---|---|
 {files}
 
-Images are uint8, [N, 28, 28, 1]; but for Keras, which takes float in [0, 1]. What comes
-back are ten probabilities an image.
+Images are [N, 28, 28, 1] uint8, for Keras float in [0, 1]. The output is ten probabilities
+per image.
 
 ```python
 {usage}
@@ -55,7 +55,7 @@ back are ten probabilities an image.
   read as some digit, and often with a high probability.
 - Pictures that are not in MNIST's form (dark on light, off-centre, with margins) must be
   brought to it first, as digitnet's `imaging.py` does.
-- It reads the hands it was trained on best. {writers}
+- It is most accurate on handwriting like that in its training data. {writers}
 - It is not meant for reading amounts, addresses or anything else of consequence without
   somebody who checks.
 
