@@ -83,12 +83,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment.noise = 0.0  # fraction of the intensity range, highest standard deviation
   config.augment.noise_share = 1.0  # fraction of the images that get noise
   config.augment.inverted_share = 0.0  # fraction of the images turned black on white
-  config.augment.cutout = 0.0  # pixels, side of a square that is blacked out
-  config.augment.mixup = 0.0  # alpha of the Beta distribution of an image's share in a mixture
+  config.augment.cutout = 0.0  # pixels, side of a square that is blacked out; for ablations
+  config.augment.mixup = 0.0  # alpha of the Beta distribution of mixing shares; for ablations
 
+  config.fade = ml_collections.ConfigDict()
   # For the last `fade.duration` of the run, all strengths except noise_share are multiplied
   # by `fade.scale`, so that training ends on images closer to those it will have to read.
-  config.fade = ml_collections.ConfigDict()
   config.fade.duration = '0 epochs'
   config.fade.scale = 0.5
 

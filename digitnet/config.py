@@ -221,13 +221,7 @@ def validate_network(config: ml_collections.ConfigDict) -> None:
           f'config.{name}: this digitnet has no such knob; use the one of the run, whose'
           ' commit its results.json names'
       )
-  # An old run may lack a kind of augmentation that did not exist yet.
-  names = [
-      name
-      for name in RULES
-      if name.startswith(('model.', 'data.'))
-      or (name.startswith('augment.') and name in values)
-  ]
+  names = [name for name in RULES if name.startswith(groups)]
   _check(values, [*names, 'eval_batch_size'])
   _check_fold(values)
 

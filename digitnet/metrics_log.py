@@ -7,24 +7,15 @@ deleted without harm to the run.
 
 from collections.abc import Mapping
 import json
-import math
 import os
-import time
 
 from etils import epath
-from tensorboardX import event_file_writer
-from tensorboardX import summary as tensorboard_summary
-from tensorboardX.proto import event_pb2
 
+from digitnet import tensorboard as tensorboard_lib
+from digitnet.atomic import write_atomically
+from digitnet.atomic import writing
 from digitnet.console import warn
 from digitnet.errors import UserError
-from digitnet.workdir import write_atomically
-from digitnet.workdir import writing
-
-
-# Minimum time between flushes of TensorBoard's events. tensorboardX syncs each flush to disk,
-# which has to wait for a checkpoint that is being written, and training waits with it.
-_FLUSH_SECONDS = 10.0
 
 
 class MetricsLog:
@@ -67,7 +58,7 @@ class MetricsLog:
     with writing(path, step):
       write_atomically(path, ''.join(map(_encode, lines)))
       self._file = path.open('a')
-    self._curves = _Curves(tensorboard, lines)
+    self._curves = tensorboard_lib.Curves(tensorboard, lines)
 
   def write(self, line: Mapping[str, float | int | str | None]) -> None:
     """Appends one line, and hands it to the operating system before returning.
@@ -98,71 +89,6 @@ class MetricsLog:
     except OSError:
       pass  # A line did not fit on the disk; `write` has already raised.
     self._curves.close()
-
-
-class _Curves:
-  """TensorBoard's events, flushed at intervals; given up at the first failure."""
-
-  def __init__(self, folder, lines):
-    self._folder = folder
-    self._writer = None
-    self._flushed = -math.inf  # Time of the last flush, by `time.monotonic`.
-    self._failed = False
-    self._guarded(lambda: self._make(lines))
-
-  def add(self, line, all_lines):
-    """Adds a line; if the folder is gone, rebuilds it from all lines."""
-    if self._failed:
-      return
-    if self._folder.exists():
-      self._guarded(lambda: self._show([line]))
-    else:
-      warn(f'{self._folder} has been deleted; making it again')
-      self._guarded(lambda: self._make(all_lines()))
-
-  def close(self):
-    if self._writer is not None:
-      self._guarded(self._writer.close)
-
-  def _make(self, lines):
-    if self._folder.exists():
-      self._folder.rmtree()
-    self._folder.mkdir(parents=True)
-    if self._writer is not None:
-      self._writer.close()
-    # Not tensorboardX's SummaryWriter: its thread dies when the disk is full, and
-    # then its queue blocks.
-    self._writer = event_file_writer.EventsWriter(str(self._folder / 'events'))
-    self._flushed = -math.inf
-    self._show(lines)
-
-  def _show(self, lines):
-    for line in lines:
-      for name, value in line.items():
-        if name in ('step', 'split') or not isinstance(value, (int, float)):
-          continue
-        scalar = tensorboard_summary.scalar(f'{line["split"]}/{name}', value)
-        self._writer.write_event(
-            event_pb2.Event(
-                wall_time=time.time(), step=line['step'], summary=scalar
-            )
-        )
-    if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
-      self._writer.flush()
-      self._flushed = time.monotonic()
-
-  def _guarded(self, act):
-    try:
-      act()
-    # After someone has edited metrics.jsonl, a value may not be a scalar.
-    except (
-        OSError, ValueError, TypeError, OverflowError, UserError
-    ) as error:
-      self._failed = True
-      warn(
-          f'{self._folder}: no more TensorBoard curves in this start'
-          f' ({error}); metrics.jsonl goes on'
-      )
 
 
 def _encode(line):

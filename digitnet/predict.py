@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import sys
 
-from etils import epath
 import jax
 import numpy as np
 from scipy import special
@@ -16,13 +15,8 @@ from digitnet import rng
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
 from digitnet.checkpoint import Damaged
-from digitnet.data import files
-from digitnet.data import idx
-from digitnet.data import kaggle
 from digitnet.data import sources
 from digitnet.data.corpus import Dataset
-from digitnet.data.corpus import NO_LABEL
-from digitnet.data.corpus import Split
 from digitnet.errors import UserError
 from digitnet.model import DigitNet
 from digitnet.workdir import Workdir
@@ -174,39 +168,4 @@ def mean_probs(
   """Mean probabilities of an ensemble, [N, 10]; see `Predictor.probs`."""
   return np.mean(
       [predictor.probs(images, num_views) for predictor in predictors], axis=0
-  )
-
-
-def read_files(paths: Sequence[str]) -> Split:
-  """Reads images, with labels where the files have them.
-
-  Args:
-    paths: CSV files in Kaggle's format, or IDX files of images, all of them gzipped
-      or not. An IDX file of labels belongs to the file of images just before it.
-
-  Returns:
-    The examples of all files, in order.
-
-  Raises:
-    UserError: a file is missing or has neither format.
-  """
-  splits = []
-  images = None  # Path and content of an IDX file whose labels may follow.
-  for name in paths:
-    path = epath.Path(name).expanduser()
-    content = files.read_bytes(path)
-    if images is not None and idx.num_dims(content) == 1:
-      splits[-1] = idx.to_split(*images, path, content)
-      images = None
-    elif idx.num_dims(content) is not None:
-      pixels = idx.parse_images(path, content)
-      labels = np.full(len(pixels), NO_LABEL, np.int32)
-      splits.append(Split(pixels, labels))
-      images = (path, content)
-    else:
-      splits.append(kaggle.parse_csv(path, content))
-      images = None
-  return Split(
-      np.concatenate([split.images for split in splits]),
-      np.concatenate([split.labels for split in splits]),
   )

@@ -24,6 +24,7 @@ from digitnet import pictures
 from digitnet import results as results_lib
 from digitnet import rng
 from digitnet import steps
+from digitnet.atomic import write_atomically
 from digitnet.data import label_errors
 from digitnet.data.corpus import Split
 from digitnet.metrics import Metrics
@@ -31,7 +32,6 @@ from digitnet.metrics_log import read_metrics
 from digitnet.scored import Scored
 from digitnet.workdir import Workdir
 from digitnet.workdir import short_names
-from digitnet.workdir import write_atomically
 
 _TEMPLATE = epath.Path(__file__).parent / 'report.html'
 # More would make a long page of the least interesting ones.

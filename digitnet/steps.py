@@ -104,6 +104,7 @@ def make_train_step(
     schedule: optax.Schedule,
     strengths: augment.Strengths,
     seed: int,
+    *,
     strength_scale: Callable = lambda step: 1.0,
     clip_norm: float = 0.0,
     label_smoothing: float = 0.0,

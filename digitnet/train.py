@@ -36,8 +36,8 @@ from digitnet.metrics_log import MetricsLog
 from digitnet.model import DigitNet
 from digitnet.plan import Plan
 from digitnet.progress import Progress
-from digitnet.reports import check_finite
-from digitnet.reports import Reports
+from digitnet.step_reports import check_finite
+from digitnet.step_reports import Reports
 from digitnet.validation import Validation
 from digitnet.workdir import Workdir
 
@@ -285,17 +285,17 @@ def _make_train_step(config, plan, model, optimizer, schedule):
           schedule,
           augment.Strengths(**config.augment),
           config.seed,
-          functools.partial(
+          strength_scale=functools.partial(
               augment.fade,
               last_step=plan.last_step,
               fade_steps=plan.fade,
               end=config.fade.scale,
           ),
-          config.optim.clip_norm,
-          config.optim.label_smoothing,
-          config.optim.average_decay,
-          config.accumulation,
-          config.all_reduce_dtype,
+          clip_norm=config.optim.clip_norm,
+          label_smoothing=config.optim.label_smoothing,
+          average_decay=config.optim.average_decay,
+          accumulation=config.accumulation,
+          all_reduce_dtype=config.all_reduce_dtype,
       ),
       donate_argnums=(0,),
       by_onednn=model.by_onednn,

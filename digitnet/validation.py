@@ -8,7 +8,7 @@ from digitnet.evaluate import evaluate
 from digitnet.metrics_log import MetricsLog
 from digitnet.plan import Plan
 from digitnet.progress import Progress
-from digitnet.reports import check_finite
+from digitnet.step_reports import check_finite
 from digitnet import results as results_lib
 
 
@@ -25,9 +25,7 @@ class Validation:
       progress: Progress,
   ):
     self._plan, self._log, self._progress = plan, log, progress
-    self._evaluate = lambda params, check: evaluate(
-        eval_step, params, split, batch_size, check
-    )
+    self._eval_step, self._split, self._batch_size = eval_step, split, batch_size
 
   def is_due(self, step: int) -> bool:
     """Whether `step` must be validated, also after a signal cut its validation short."""
@@ -49,7 +47,9 @@ class Validation:
     Raises:
       TrainingFailed: the loss is not finite, or the disk is full.
     """
-    metrics, _ = self._evaluate(params, check)
+    metrics, _ = evaluate(
+        self._eval_step, params, self._split, self._batch_size, check
+    )
     summary = metrics.summary()
     check_finite(step, {'validation loss': summary['loss']})
     self._log.write({

@@ -52,6 +52,7 @@ def main() -> None:
   from digitnet import corruptions
   from digitnet import imaging
   from digitnet import predict
+  from digitnet.data import user_files
   from digitnet.metrics import Metrics
   from digitnet.scored import Scored
 
@@ -63,7 +64,7 @@ def main() -> None:
     )
   name = ', '.join(args.files)
   # Before the networks are loaded, which takes seconds.
-  examples = predict.read_files(args.files) if args.files else None
+  examples = user_files.read(args.files) if args.files else None
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   if examples is None:
     dataset = predict.load_data(predictors)

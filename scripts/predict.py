@@ -50,6 +50,7 @@ def main() -> None:
   # After the arguments are parsed: importing JAX takes a second.
   from digitnet import imaging
   from digitnet import predict
+  from digitnet.data import user_files
 
   are_pictures = {
       name == '-' or pathlib.Path(name).is_dir() or imaging.is_picture(name)
@@ -64,7 +65,7 @@ def main() -> None:
     return
   if args.split or args.seen or args.format != 'table':
     raise UserError('--split, --seen and --format are for pictures, and these are data')
-  images = predict.read_files(args.files).images
+  images = user_files.read(args.files).images
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   probs = predict.mean_probs(predictors, images, args.views)
   writer = csv.writer(sys.stdout, lineterminator='\n')

@@ -7,15 +7,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # From the bottom up; a module may import only from earlier lines.
 LAYERS = [
-    {'errors', 'digest', 'machine', 'environment', 'calibration', 'corruptions', 'data.label_errors', 'tensorboard', 'products'},
+    {'errors', 'digest', 'machine', 'environment', 'calibration', 'corruptions', 'data.label_errors', 'products'},
     {'data.files', 'durations', 'ops', 'onednn', 'augment', 'optim', 'rng', 'console', 'data.corpus', 'pictures', 'scored'},
-    {'model', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
+    {'atomic', 'tensorboard', 'model', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
     {'metrics', 'imaging', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
-    {'data.tfds_source'},
+    {'data.tfds_source', 'data.user_files'},
     {'data.sources'},
     {'config', 'parallel', 'progress', 'signals', 'lock', 'cluster'},
     {'steps', 'plan', 'workdir'},
-    {'checkpoint', 'metrics_log', 'reports', 'results'},
+    {'checkpoint', 'metrics_log', 'step_reports', 'results'},
     {'evaluate', 'report', 'start'},
     {'finish', 'validation', 'predict', 'compare', 'export.network', 'export.card', 'imported'},
     {'train', 'demo.reader', 'export.stablehlo', 'export.safetensors_file', 'export.onnx_file', 'export.keras_model'},
@@ -70,9 +70,11 @@ def test_configs_import_nothing_of_the_package():
     }
 
 
-def test_orbax_and_pmap_have_one_user_each():
-  """A new Orbax or the end of pmap touches more than one file."""
-  for what, owner in (('orbax', 'checkpoint'), ('jax.pmap', 'parallel')):
+def test_what_may_change_has_one_user_each():
+  """A new Orbax or TensorBoard, or the end of pmap, touches more than one file."""
+  for what, owner in (
+      ('orbax', 'checkpoint'), ('tensorboardX', 'tensorboard'), ('jax.pmap', 'parallel')
+  ):
     users = [
         module
         for module, path in _modules()

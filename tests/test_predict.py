@@ -16,6 +16,7 @@ from digitnet import digest
 from digitnet import model as model_lib
 from digitnet import predict
 from digitnet.data import bundled
+from digitnet.data import user_files
 from digitnet.errors import UserError
 from digitnet import progress
 from tests.test_idx import _encode
@@ -35,20 +36,6 @@ def files(tmp_path, digits):
   write_csv(tmp_path / 'with.csv', images, labels)
   write_csv(tmp_path / 'without.csv', images)
   return tmp_path
-
-
-def test_files_are_read_by_their_content(files, digits):
-  """The file extension decides the format, or labels go with the wrong images."""
-  images, labels = digits(7)
-  read = predict.read_files([
-      files / 'images.gz', files / 'labels', files / 'with.csv', files / 'without.csv',
-      files / 'images.gz',
-  ])
-  np.testing.assert_array_equal(read.images, np.concatenate([images] * 4))
-  none = np.full(7, -1)
-  np.testing.assert_array_equal(
-      read.labels, np.concatenate([labels, labels, none, none])
-  )
 
 
 @pytest.fixture(scope='module')
@@ -94,7 +81,7 @@ def test_submission_has_kaggles_two_columns(workdir, other, files, run_script):
   )
   rows = process.stdout.splitlines()
   assert rows[0] == 'ImageId,Label' and len(rows) == 8
-  images = predict.read_files([files / 'without.csv']).images
+  images = user_files.read([files / 'without.csv']).images
   members = [predict.Predictor(str(one)) for one in (workdir, other)]
   labels = predict.mean_probs(members, images, 2).argmax(axis=1)
   assert rows[1:] == [f'{number},{label}' for number, label in enumerate(labels, 1)]
@@ -415,7 +402,7 @@ def test_evaluate_opens_the_test_split_when_asked_alone(workdir, run_script):
 def test_evaluate_scores_all_networks_in_all_views(workdir, other, files, run_script, tmp_path):
   """A flag is parsed and has no effect, or the mistakes are those on damaged images."""
   members = [predict.Predictor(str(one)) for one in (workdir, other)]
-  examples = predict.read_files([files / 'with.csv'])
+  examples = user_files.read([files / 'with.csv'])
   probs = predict.mean_probs(members, examples.images, 2)
   process = run_script(
       'scripts/evaluate.py', f'--workdir={workdir}', f'--workdir={other}', '--views=2',

@@ -297,7 +297,7 @@ def test_other_data_are_refused_on_resume(tiny_config, tmp_path, monkeypatch):
   """After its data moved away, a run goes on training on other images."""
   config = tiny_config({'checkpoint_every': '4 steps'})
   monkeypatch.setattr(
-      'digitnet.reports.check_finite', _fail_at(9)
+      'digitnet.step_reports.check_finite', _fail_at(9)
   )
   with pytest.raises(TrainingFailed):
     train.train_and_evaluate(config, str(tmp_path))

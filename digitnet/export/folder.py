@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from digitnet.atomic import write_atomically
 from digitnet.console import say
 from digitnet.console import warn
 from digitnet.errors import ExportFailed
@@ -17,7 +18,6 @@ from digitnet.errors import UserError
 from digitnet.export import card
 from digitnet.export.network import Network
 from digitnet.scored import Scored
-from digitnet.workdir import write_atomically
 
 
 class Format(NamedTuple):

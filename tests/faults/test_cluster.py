@@ -12,7 +12,7 @@ from tests.conftest import QUICKLY_COMPILED
 from tests.faults.conftest import steps_in
 
 _AT_STEP_25 = """
-from digitnet.reports import Reports
+from digitnet.step_reports import Reports
 def strike():
   print('struck at', time.time(), flush=True)
   {what}
@@ -90,7 +90,7 @@ def test_sigterm_to_one_stops_all(cluster, unbroken, runs, tmp_path):
   """Row 15. A preempted host takes the work since the last checkpoint with it."""
   # Steps as slow as real ones, during which the news of the signal arrives.
   slow = """
-from digitnet.reports import Reports
+from digitnet.step_reports import Reports
 before(Reports, 'add', lambda self, step, _: step > 20 and time.sleep(0.3))
 """
   ended, _ = cluster(
@@ -109,7 +109,7 @@ before(Reports, 'add', lambda self, step, _: step > 20 and time.sleep(0.3))
 def test_a_run_moves_between_topologies(cluster, unbroken, tmp_path):
   """Row 15. Only two hosts can resume what two saved, or the curve changes."""
   kill_at = """
-from digitnet.reports import Reports
+from digitnet.step_reports import Reports
 before(Reports, 'add', lambda self, step, _: step == {step} and send('SIGKILL'))
 """
   # Processes x devices: 2 x 2, then 4 x 1, and 2 x 1 to the end.

@@ -20,7 +20,6 @@ import pytest
 from digitnet import config as config_lib
 from digitnet import digest
 from digitnet import lock
-from digitnet import predict
 from digitnet import results as results_lib
 from digitnet.checkpoint import Checkpoints
 from digitnet.data import cache
@@ -29,6 +28,7 @@ from digitnet.data import idx
 from digitnet.data import kaggle
 from digitnet.data.corpus import Corpus
 from digitnet.data.corpus import Split
+from digitnet.data import user_files
 from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 from digitnet.metrics_log import MetricsLog
@@ -131,7 +131,7 @@ def test_files_to_predict(tmp_path_factory, content):
   path = tmp_path_factory.getbasetemp() / 'fuzz.any'
   path.write_bytes(content)
   try:
-    assert len(predict.read_files([str(path)])) > 0
+    assert len(user_files.read([str(path)])) > 0
   except UserError:
     pass
 

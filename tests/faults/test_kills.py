@@ -17,7 +17,7 @@ from digitnet import parallel
 before(parallel, 'shard', lambda *_: threading.Timer(0.05, send, ['SIGKILL']).start())
 """,
     'step': """
-from digitnet.reports import Reports
+from digitnet.step_reports import Reports
 before(Reports, 'add', lambda self, step, _: step == 11 and send('SIGKILL'))
 """,
     'start of a save': """

@@ -104,7 +104,7 @@ def test_two_runs_in_one_workdir(runs, tmp_path, assert_ends_as_unbroken):
   """Row 12. Two processes overwrite each other, or a dead one locks the workdir forever."""
   asleep = tmp_path.parent / f'{tmp_path.name}-asleep'
   wait = f"""
-from digitnet.reports import Reports
+from digitnet.step_reports import Reports
 def rest():
   wait_for_saves(7)
   pathlib.Path({str(asleep)!r}).touch()
