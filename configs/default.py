@@ -3,7 +3,7 @@
     python main.py --config=configs/default.py
 
 Override any knob on the command line, for example --config.batch_size=256 or
---config.model.dense_features='(256,)'. Results: see the table in README.md.
+--config.model.conv_features='((16,16),(32,32))'. Results: see the table in README.md.
 """
 
 import ml_collections

@@ -93,10 +93,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 def positive(text: str) -> int:
   """Parses a whole number from 1, for `argparse`."""
-  value = int(text)
-  if value < 1:
-    raise ValueError
-  return value
+  if not (text.isdecimal() and int(text)):
+    raise argparse.ArgumentTypeError(f'must be a whole number from 1, not {text!r}')
+  return int(text)
 
 
 def folder(text: str) -> pathlib.Path:
@@ -138,6 +137,7 @@ def parse_flags(
   # would apply the overrides, and fail on a wrong one, even if --help is asked for.
   if not any(arg.split('=')[0] in ('-config', '--config') for arg in argv[1:]):
     argv = [argv[0], f'--config={default_config}', *argv[1:]]
+  _refuse_repeated(argv)
   try:
     # Reads a --flagfile, if there is one.
     config = config_flags.DEFINE_config_file('config', None, config_is)
@@ -152,6 +152,17 @@ def parse_flags(
   return config.value, rest
 
 
+def _refuse_repeated(argv):
+  """ml_collections would join the tuples of a key that is given twice."""
+  seen = set()
+  for arg in argv:
+    key, _, value = arg.partition('=')
+    if key.lstrip('-').startswith('config.') and value.startswith('('):
+      if key in seen:
+        raise UserError(f'{key}: given twice; give it once')
+      seen.add(key)
+
+
 def config_mistake(error: Exception) -> str:
   """A readable message for what ml_collections raised for a config or an override."""
   text = str(error)
@@ -163,6 +174,8 @@ def config_mistake(error: Exception) -> str:
     key, guess = unknown.groups()
     remedy = f'did you mean {guess}?' if guess else 'see configs/default.py'
     return f'no such key of the config: {key}; {remedy}'
+  if isinstance(error, NameError):
+    return f'--config: not a Python file that makes a config ({text})'
   missing = re.search(r'Attempted \[[^]]*\]:\s*(.+?)\s*\[Errno 2\].*\1', text)
   if missing:
     return f'--config: there is no {missing[1]}'

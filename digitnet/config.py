@@ -246,8 +246,8 @@ def _check_lengths(values):
     value, wanted = values[f'model.{name}'], values[f'model.{like}']
     if len(value) != len(wanted):
       raise UserError(
-          f'config.model.{name}={tuple(value)!r}: must have {len(wanted)} entries,'
-          f' as many as config.model.{like}'
+          f'config.model.{name}={tuple(value)!r}: must have as many entries as'
+          f' config.model.{like}, {len(wanted)}'
       )
   # Every block halves the picture; 1x1 cannot be halved.
   most = int(math.log2(IMAGE_SHAPE[0]))

@@ -32,7 +32,7 @@ def say(line: str) -> None:
 
 def warn(line: str) -> None:
   """Prints a line on stderr, where it is not missed, nor mixed with results."""
-  tqdm.tqdm.write(f'digitnet: {line}', file=sys.stderr)
+  tqdm.tqdm.write(f'digitnet: warning: {line}', file=sys.stderr)
   sys.stderr.flush()
 
 

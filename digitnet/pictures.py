@@ -129,8 +129,10 @@ def reliability(probs: np.ndarray, labels: np.ndarray):
     )
     axis.plot([0, 1], [0, 1], '--', color=GREY, lw=1, label='perfect calibration')
     accuracy = num_right[there] / count[there]
-    # One standard deviation of the sampling error for the number of images in the bin.
-    spread = np.sqrt(accuracy * (1 - accuracy) / count[there])
+    # One standard deviation of the sampling error for the number of images in the bin, by the
+    # rule of succession: a bin of one image is uncertain, whether it is right or wrong.
+    likely = (num_right[there] + 1) / (count[there] + 2)
+    spread = np.sqrt(likely * (1 - likely) / count[there])
     axis.errorbar(
         confidence[there] / count[there], accuracy, spread, fmt='o-', color=BLUE,
         ms=4, lw=1.4, label='the network (± 1 sigma)',

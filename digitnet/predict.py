@@ -34,6 +34,7 @@ class Predictor:
   Attributes:
     config: the config of the run.
     dataset: fingerprint of the data that the network was trained on.
+    source: the `data.source` of these data; 'auto' if the run is not finished.
     params: the network's parameters.
   """
 
@@ -48,6 +49,9 @@ class Predictor:
     config_lib.validate_network(self.config)
     model = DigitNet(**self.config.model)
     self.dataset, self.params = _restore_best(run, model_lib.abstract_params(model))
+    self.source = self.config.data.source
+    if self.source == 'auto':
+      self.source = (run.load_results() or {}).get('source', 'auto')
     self._workdir = workdir
     # Without oneDNN, which makes the gradient for one image slower (scripts/README.md).
     self._saliency_params = model_lib.operand_params(model, self.params)
@@ -151,11 +155,15 @@ def _restore_best(run, like, is_second_try=False):
 def load_data(predictors: Sequence[Predictor]) -> Dataset:
   """Loads the data that all these networks were trained on, and names it on stderr.
 
+  What a finished run with `data.source='auto'` took then is taken again.
+
   Raises:
     UserError: the data are not available, or are not those of every network.
   """
+  first = predictors[0]
   dataset = sources.load(
-      lambda line: print(line, file=sys.stderr), **predictors[0].config.data
+      lambda line: print(line, file=sys.stderr),
+      **{**first.config.data, 'source': first.source},
   )
   for predictor in predictors:
     predictor.check_dataset(dataset)

@@ -122,12 +122,13 @@ def write(
       f' {calibration.selective_accuracy(scored.probs, scored.labels):.2%}.'
   )
   page.table([
-      ('data', f'{results["dataset"]} by {results["source"]}, '
+      ('data', f'{results["dataset"]}, source {results["source"]}, '
        + ' / '.join(f'{n:,} {name}' for name, n in results['split_sizes'].items())),
       *((split, results_lib.describe(results[split])) for split in ('validation', 'test')),
       ('parameters', f'{results["num_params"]:,}'),
       ('trained for', f'{results["steps"]:,} steps of {config.batch_size} images; the'
        f' network is that of step {results["best_step"]:,}'),
+      *(('config changed', '; '.join(one)) for one in results['config_changes']),
       ('pace', _pace(results)),
       ('devices', '{count} x {kind} ({platform})'.format(**results['devices'])),
       ('seed', results['seed']),
@@ -215,15 +216,19 @@ def write_comparison(runs: Sequence[Workdir], folder: epath.Path) -> epath.Path:
   page = _Page(folder, f'digitnet, {len(runs)} runs')
   names = short_names([run.path for run in runs])
   all_results = [run.load_results() for run in runs]
-  columns = ('run', 'validation, %', 'test, %', 'wrong', 'loss', 'steps', 'images/s', 'seed')
+  columns = (
+      'run', 'data', 'validation, %', 'its loss', 'test, %', 'its errors', 'steps',
+      'images/s', 'seed',
+  )  # fmt: skip
   page.table(
       [
           (
               name,
+              results['dataset'],
               _percent(results['validation']),
+              f'{results["validation"]["loss"]:.4f}',
               _percent(results['test']),
               '' if not results['test'] else f'{results["test"]["num_errors"]:,}',
-              f'{results["validation"]["loss"]:.4f}',
               f'{results["steps"]:,}',
               f'{results["images_per_second"] or 0:,.0f}',
               results['seed'],

@@ -79,6 +79,8 @@ def train_and_evaluate(
     else:
       results = _train_and_evaluate(config, run)
   results_lib.show(results)
+  if results['test'] is None and run.predictions.exists():
+    say(f'the test split has no labels; its predictions, to submit: {run.predictions}')
   say(f'left in {run.path}')
   return results
 

@@ -83,6 +83,12 @@ def main() -> None:
   from digitnet import pictures  # which takes a second that a typo need not wait for
 
   args.output = cli.folder(args.output)
+  print(
+      f'{len(variants) * args.repeats} runs; the log of each is'
+      f' {args.output}/VARIANT/repeat_N.log',
+      file=sys.stderr,
+      flush=True,
+  )
   results = _run_all(variants, args)
   rows = summarize(results)
   table = format_table(rows)
@@ -97,6 +103,7 @@ def main() -> None:
       for row in rows
   }
   pictures.save(pictures.dots(errors), args.output / 'ablations.png')
+  print(f'left in {args.output}: ablations.md, .csv and .png', file=sys.stderr)
 
 
 class _Processes:
@@ -222,7 +229,7 @@ def _run(variant, repeat, args, processes):
     results = Workdir(str(workdir)).load_results()
     print(
         f'{variant}, repeat {repeat}: {results["validation"]["num_errors"]} of'
-        f' {results["validation"]["num_examples"]:,} wrong',
+        f' {results["validation"]["num_examples"]:,} wrong ({results["dataset"]})',
         file=sys.stderr,
         flush=True,
     )

@@ -76,7 +76,7 @@ def _listening(host, port):
   except (OSError, OverflowError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(
-        f'--host={host} --port={port}: cannot be listened on ({reason}); name others'
+        f'--host={host} --port={port}: cannot listen there ({reason}); choose others'
     ) from None
 
 

@@ -89,6 +89,8 @@ parse() {
 }
 
 check() {
+  [ -n "$name" ] || mistake '--name is missing'
+  [ -n "$zone" ] || mistake '--zone is missing, as us-west4-a'
   [[ $name =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
     mistake "--name=$name: must be lower-case letters, digits and dashes, 50 at most"
   [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] ||
@@ -178,6 +180,7 @@ explained() {
   "$@" 2>"$errors" || code=$?
   cat "$errors" >&2
   case $(cat "$errors") in
+    *'attribute [project]'*) hint='no project: name it by --project, or gcloud config set' ;;
     *[Qq]uota* | *RESOURCE_EXHAUSTED*)
       hint='no quota for it: ask for some in the console, or take another --zone or --type' ;;
     *PERMISSION_DENIED* | *[Aa]uth*)
@@ -196,7 +199,7 @@ create() {
     now=$(state)
     case $now in
       ABSENT) ;;
-      UNKNOWN) fail "$name: gcloud does not answer; try again" ;;
+      UNKNOWN) fail "$name: its state is unknown, see above; try again" ;;
       ACTIVE | READY) echo "$name is there already"; return ;;
       FAILED | SUSPENDED | PREEMPTED | STOPPED | TERMINATED)
         fail "$name is $now: delete it first, or resume does all of it" ;;

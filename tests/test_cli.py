@@ -1,5 +1,6 @@
 """Each way to end has its exit code and prints one line."""
 
+import argparse
 import os
 import signal
 
@@ -99,5 +100,5 @@ sys.exit(cli.run(main))
 @pytest.mark.parametrize('text', ['0', '-1'])
 def test_numbers_start_at_one(text):
   """The mean over no views at all is NaN."""
-  with pytest.raises(ValueError):
+  with pytest.raises(argparse.ArgumentTypeError, match='whole number from 1'):
     cli.positive(text)

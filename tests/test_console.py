@@ -15,6 +15,12 @@ def clock(monkeypatch):
   return now
 
 
+def test_a_warning_is_no_refusal(capsys):
+  """A run that goes on seems to have ended."""
+  console.warn('odd')
+  assert capsys.readouterr().err == 'digitnet: warning: odd\n'
+
+
 SUMMARY = {'loss': 0.5, 'accuracy': 0.75}
 
 

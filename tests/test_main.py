@@ -30,6 +30,7 @@ def _assert_one_line(process, *parts):
         (['--config=configs/none.py'], ['there is no configs/none.py']),
         (['--config=configs/ablations.py:none'], ["digitnet: configs/ablations.py has no 'none'", 'no_dropout']),
         (['--config=README.md'], ['README.md, line']),
+        (['--config.model.kernel_sizes=(5,3)'] * 2, ['config.model.kernel_sizes: given twice']),
         (['--confg=configs/quick.py'], ['confg']),
         (['configs/quick.py'], ['unexpected argument', 'configs/quick.py']),
         (['--config.data.source=idx', '--config.data.dir=/nowhere'], ['/nowhere', 'no such folder']),
@@ -48,6 +49,13 @@ def test_mistakes_in_flags(run_python, tmp_path, flags, parts):
     flags = [f'--workdir={tmp_path / "run"}', *flags]
   _assert_one_line(run_python('main.py', *flags), *parts)
   assert not (tmp_path / 'run/metrics.jsonl').exists()
+
+
+def test_the_config_of_a_run_is_no_config_file(run_python, tmp_path):
+  """Who repeats a run by its config.json is told of an undefined name."""
+  (tmp_path / 'config.json').write_text('{"write_report": true}')
+  process = run_python('main.py', f'--config={tmp_path}/config.json', f'--workdir={tmp_path}')
+  _assert_one_line(process, 'not a Python file')
 
 
 def test_batch_that_does_not_divide_names_the_nearest(run_python, tmp_path):

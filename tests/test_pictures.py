@@ -47,6 +47,15 @@ def test_reliability_has_what_it_says_below():
   assert (line.get_xdata()[0], line.get_ydata()[0]) == pytest.approx((0.82, 0.5))
 
 
+def test_a_bin_of_one_image_is_uncertain():
+  """The least certain points of the diagram have no error bar, and look the most certain."""
+  probs = np.full((1, 10), 0.02)
+  probs[:, 3] = 0.82
+  axis = pictures.reliability(probs, np.array([3])).axes[0]
+  (bar,) = axis.containers[0].lines[2][0].get_segments()
+  assert np.ptp(bar[:, 1]) > 0.5
+
+
 def test_the_dash_is_the_mean():
   """The dash is the median, beside a table of means."""
   (axis,) = pictures.dots({'baseline': [1.0, 1.0, 4.0]}).axes

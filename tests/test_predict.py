@@ -16,6 +16,7 @@ from digitnet import digest
 from digitnet import model as model_lib
 from digitnet import predict
 from digitnet.data import bundled
+from digitnet.data import sources
 from digitnet.data import user_files
 from digitnet.errors import UserError
 from digitnet import progress
@@ -198,6 +199,18 @@ def test_a_run_of_an_older_digitnet_is_used(workdir, changed, digits):
       predict.Predictor(str(copy)).probs(images, 2),
       predict.Predictor(str(workdir)).probs(images, 2),
   )
+
+
+def test_the_data_that_auto_took_are_taken_again(changed, monkeypatch):
+  """A run on the bundled digits cannot be scored any more once MNIST is there."""
+  copy = changed(lambda config: config['data'].update(source='auto'))
+
+  def mnist(*args):
+    raise AssertionError('asked for MNIST')
+
+  monkeypatch.setattr(sources, '_auto', mnist)
+  predictor = predict.Predictor(str(copy))
+  assert predict.load_data([predictor]).fingerprint == predictor.dataset
 
 
 def test_views_are_neither_noisy_nor_inverted(workdir, changed, digits):

@@ -253,8 +253,10 @@ def test_a_page_is_of_the_right_network_and_counts(finished, tmp_path, monkeypat
   monkeypatch.setattr(pictures, 'confusion', lambda counts: seen.append(counts) or blank)
   scored, run = _scored([1, 2, 7], [1, 2, 3], [0.9, 0.5, 0.8]), Workdir(str(copy))
   train_split = Split(scored.images, scored.labels)
-  results = {**run.load_results(), 'best_step': 1234}
+  changes = [['optim.b1: 0.9 -> 0.8'], ['duration: a -> b', 'seed: 1 -> 2']]
+  results = {**run.load_results(), 'best_step': 1234, 'config_changes': changes}
   page = report.write(run, results, scored, train_split, {}).read_text()
+  assert 'optim.b1: 0.9 -&gt; 0.8<' in page and 'b; seed: 1 -&gt; 2<' in page
   assert seen[0][3, 7] == 1 and seen[0].sum() == 3
   assert 'that of step 1,234' in page
 
@@ -275,6 +277,10 @@ def test_each_run_has_its_own_scores_and_curves(finished, tmp_path, monkeypatch)
       [Workdir(str(tmp_path / name)) for name in 'ba'], epath.Path(tmp_path / 'page')
   ).read_text()
   cells = re.findall(r'<td[^>]*>([^<]*)</td>', page)
-  assert cells[:4] == ['b', '25.00', '75.00', '5']
-  assert cells[8:12] == ['a', '25.00', '75.00', '7']
+  heads = re.findall(r'<th[^>]*>([^<]*)</th>', page)[:9]
+  for name, num_errors, row in (('b', '5', cells[:9]), ('a', '7', cells[9:18])):
+    shown = dict(zip(heads, row))
+    assert shown['run'] == name and shown['data'].startswith('bundled digits')
+    assert (shown['validation, %'], shown['test, %']) == ('25.00', '75.00')
+    assert shown['its errors'] == num_errors
   assert seen[0]['b'] and not seen[0]['a']

@@ -66,6 +66,15 @@ def _states(*states):
   return [{'out': f'{state}\n'} if state else absent for state in states]
 
 
+@pytest.mark.parametrize('flags, says', [
+    (_AT[1:], '--name is missing'), (_AT[:1], '--zone is missing'),
+])  # fmt: skip
+def test_what_is_missing_is_named(tpu, flags, says):
+  """A user is told the form of a name that was never given."""
+  process, calls = tpu('create', *flags)
+  assert process.returncode == 2 and says in process.stderr and not calls
+
+
 def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu, tmp_path):
   """A command is missing, has a flag that gcloud does not know, or already costs money."""
   flags = (*_AT[:2], '--type=v5litepod-16', '--spot', '--bucket=gs://mine/runs', '--dry_run')
@@ -207,6 +216,8 @@ def test_create_twice_waits_for_the_first(tpu):
          'no quota for it'),
         ({'queued-resources create': [{'code': 1, 'err': 'ERROR: Location us-west4-a is not found'}]},
          'offered in us-west4-a'),
+        ({'queued-resources create': [{'code': 1, 'err': 'Failed to find attribute [project]'}]},
+         '--project'),
         ({'queued-resources create': [{'code': 1, 'err': 'ERROR: PERMISSION_DENIED'}]},
          'gcloud auth login'),
         ({_STATE: _states(None, 'WAITING_FOR_RESOURCES', 'FAILED')}, 'the request failed'),

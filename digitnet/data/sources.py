@@ -89,7 +89,7 @@ def _auto(data_dir, manual_dir, say):
     not_there = f'; {folder} holds no CSV or IDX files'
   try:
     corpus = tfds_source.load(data_dir, manual_dir)
-    say(f'data: auto takes tfds, which has MNIST or can have it{not_there}')
+    say(f'data: auto takes MNIST, by tfds{not_there}')
     return 'tfds', corpus
   except tfds_source.NetworkUnavailable as error:
     say(f'data: auto takes {bundled.NAME}, because {error}{not_there}')
