@@ -77,9 +77,13 @@ def curves(runs: Mapping[str, Sequence[Mapping]]):
     ):  # fmt: skip
       axis.set_title(title, loc='left')
       values = np.concatenate([np.asarray(l.get_ydata(), float) for l in axis.lines])
-      values = values[values > 0]  # A log axis cannot show the 0 % of a perfect score.
-      if is_log and values.size and values.max() > 5 * values.min():
-        axis.set_yscale('log', nonpositive='mask')
+      positive = values[values > 0]
+      if is_log and positive.size and positive.max() > 5 * positive.min():
+        if len(positive) == len(values):
+          axis.set_yscale('log')
+        else:  # Linear below the least of them, for the 0 % of a perfect score.
+          axis.set_yscale('symlog', linthresh=positive.min(), linscale=0.3)
+          axis.set_ylim(bottom=-0.2 * positive.min())
         axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g}'))
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     for axis in axes[1]:

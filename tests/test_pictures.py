@@ -38,6 +38,20 @@ def test_curves_are_of_what_their_titles_say():
   assert [axis.lines[0].get_ydata()[0] for axis in axes] == pytest.approx([0.5, 10, 0.1, 1])
 
 
+def test_a_perfect_score_is_in_the_curves():
+  """The best point is missing, since a log axis has no 0 %."""
+  lines = [
+      {'split': 'validation', 'epoch': i, 'loss': 1 / i, 'accuracy': accuracy}
+      for i, accuracy in enumerate((0.5, 0.95, 1.0), start=1)
+  ]
+  axis = pictures.curves({'run': lines}).axes[1]
+  (curve,) = [line for line in axis.lines if len(line.get_xdata())]
+  heights = axis.transAxes.inverted().transform(
+      axis.transData.transform(curve.get_xydata())
+  )[:, 1]
+  assert 0 < heights[2] < heights[1] < heights[0] < 1
+
+
 def test_reliability_has_what_it_says_below():
   """An overconfident network seems underconfident."""
   probs = np.full((10, 10), 0.02)
