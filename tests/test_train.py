@@ -371,8 +371,8 @@ def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path, monkeypatch):
   assert len(resumed) > len(rates) and max(resumed[len(rates) :]) <= rates[-1]
 
 
-def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypatch):
-  """Unlabelled images are scored, or the submission is for another split."""
+def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypatch, capsys):
+  """Unlabelled images are scored, or the submission is for another split or not named."""
   from tests.test_kaggle import write_csv
 
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
@@ -384,6 +384,7 @@ def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypat
       'min_steps_per_epoch': 1, 'duration': '1 epochs',
   })
   results = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  assert f'to submit: {tmp_path}/run/predictions.csv' in capsys.readouterr().out
   assert results['test'] is None and results['source'] == 'kaggle'
   assert results['split_sizes'] == {'train': 36, 'validation': 4, 'test': 23}
   rows = (tmp_path / 'run/predictions.csv').read_text().splitlines()
