@@ -51,7 +51,8 @@ class Predictor:
     self.dataset, self.params = _restore_best(run, model_lib.abstract_params(model))
     self.source = self.config.data.source
     if self.source == 'auto':
-      self.source = (run.load_results() or {}).get('source', 'auto')
+      took = str((run.load_results() or {}).get('source'))
+      self.source = took if took in sources.SOURCES else 'auto'
     self._workdir = workdir
     # Without oneDNN, which makes the gradient for one image slower (scripts/README.md).
     self._saliency_params = model_lib.operand_params(model, self.params)

@@ -211,6 +211,9 @@ def test_the_data_that_auto_took_are_taken_again(changed, monkeypatch):
   monkeypatch.setattr(sources, '_auto', mnist)
   predictor = predict.Predictor(str(copy))
   assert predict.load_data([predictor]).fingerprint == predictor.dataset
+  results = json.loads((copy / 'results.json').read_text())
+  (copy / 'results.json').write_text(json.dumps({**results, 'source': ['?']}))
+  assert predict.Predictor(str(copy)).source == 'auto'
 
 
 def test_views_are_neither_noisy_nor_inverted(workdir, changed, digits):
