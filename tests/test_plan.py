@@ -49,7 +49,7 @@ def test_a_part_of_an_epoch_is_told():
     'config, per_epoch, last, warmup, evaluations, saves',
     [
         (speedrun.get_config(), 148, 2_220, 296, 8, 2),
-        (record.get_config(), 74, 22_200, 1_665, 5, 10),
+        (record.get_config(), 74, 22_200, 1_665, 1, 10),
         # A quarter of the images that `record` sees.
         (ablations.get_config('recipe_11'), 148, 11_100, 832, 5, 5),
     ],
