@@ -48,7 +48,7 @@ def test_a_part_of_an_epoch_is_told():
 @pytest.mark.parametrize(
     'config, per_epoch, last, warmup, evaluations, saves',
     [
-        (speedrun.get_config(), 148, 2_220, 296, 8, 2),
+        (speedrun.get_config(), 148, 2_220, 296, 1, 2),
         (record.get_config(), 74, 22_200, 1_665, 1, 10),
         # A quarter of the images that `record` sees.
         (ablations.get_config('recipe_11'), 148, 11_100, 832, 5, 5),

@@ -262,7 +262,7 @@ def test_a_port_in_use_is_told(run_python, train_tiny, site):
   process = run_python(
       'scripts/demo.py', f'--workdir={train_tiny("4 steps")}', f'--port={site}'
   )
-  assert process.returncode == 2 and 'name others' in process.stderr
+  assert process.returncode == 2 and 'choose others' in process.stderr
   assert not process.stdout
 
 
