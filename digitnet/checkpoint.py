@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from digitnet import console
 from digitnet import digest
 from digitnet.console import warn
 from digitnet.errors import brief
@@ -295,7 +296,7 @@ class Checkpoints:
     except TrainingFailed as failure:
       if error is None:
         raise
-      warn(str(failure))  # The error under way goes first.
+      console.error(str(failure))  # The error under way goes first.
 
   def _restore(self, step, like):
     record = self._record(step)

@@ -73,7 +73,7 @@ def start(
     me, where = 'this process', f'the address that {started_by} gives'
 
   def give_up():
-    console.warn(
+    console.error(
         f'{me}: the others did not all come to {where} within {timeout} s; start'
         ' them, or raise --start_timeout'
     )

@@ -30,10 +30,15 @@ def say(line: str) -> None:
   sys.stdout.flush()
 
 
-def warn(line: str) -> None:
+def error(line: str) -> None:
   """Prints a line on stderr, where it is not missed, nor mixed with results."""
-  tqdm.tqdm.write(f'digitnet: warning: {line}', file=sys.stderr)
+  tqdm.tqdm.write(f'digitnet: {line}', file=sys.stderr)
   sys.stderr.flush()
+
+
+def warn(line: str) -> None:
+  """Prints on stderr what does not end or fail the command."""
+  error(f'warning: {line}')
 
 
 def _shows_bar():

@@ -34,7 +34,6 @@ class Predictor:
   Attributes:
     config: the config of the run.
     dataset: fingerprint of the data that the network was trained on.
-    source: the `data.source` of these data; 'auto' if the run is not finished.
     params: the network's parameters.
   """
 
@@ -49,11 +48,7 @@ class Predictor:
     config_lib.validate_network(self.config)
     model = DigitNet(**self.config.model)
     self.dataset, self.params = _restore_best(run, model_lib.abstract_params(model))
-    self.source = self.config.data.source
-    if self.source == 'auto':
-      took = str((run.load_results() or {}).get('source'))
-      self.source = took if took in sources.SOURCES else 'auto'
-    self._workdir = workdir
+    self._run = run
     # Without oneDNN, which makes the gradient for one image slower (scripts/README.md).
     self._saliency_params = model_lib.operand_params(model, self.params)
     self._saliency_step = jax.jit(steps.make_saliency_step(model))
@@ -66,11 +61,20 @@ class Predictor:
     strengths = augment.Strengths(**changes)
     self._infer_view_step = jit(steps.make_infer_step(model, strengths, _VIEWS_SCALE))
 
+  @property
+  def source(self) -> str:
+    """The `data.source` of these data: what 'auto' took, once the run is finished."""
+    source = self.config.data.source
+    if source == 'auto':
+      took = str((self._run.load_results() or {}).get('source'))
+      source = took if took in sources.SOURCES else source
+    return source
+
   def check_dataset(self, dataset: Dataset) -> None:
     """Raises UserError if the data are not those the network was trained on."""
     if dataset.fingerprint != self.dataset:
       raise UserError(
-          f'the data are not those {self._workdir} was trained on ({self.dataset} ->'
+          f'the data are not those {self._run.path} was trained on ({self.dataset} ->'
           f' {dataset.fingerprint}); bring them back, or name files to score'
       )
 

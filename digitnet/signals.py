@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 
-from digitnet.console import warn
+from digitnet import console
 from digitnet.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -72,6 +72,6 @@ def _act(handler, signum, frame):
 
 def _leave(signum):
   with contextlib.suppress(OSError):
-    warn('a second signal: leaving at once; a save under way is lost')
+    console.error('a second signal: leaving at once; a save under way is lost')
   # Skip every `finally`: one of them would wait for that save.
   os._exit(128 + signum)  # pylint: disable=protected-access

@@ -77,9 +77,9 @@ def main() -> None:
 
 
 def _read_pictures(args):
+  from digitnet import console
   from digitnet import imaging
   from digitnet import predict
-  from digitnet.console import warn
   from digitnet.data import files
   from etils import epath
   import numpy as np
@@ -97,7 +97,7 @@ def _read_pictures(args):
       for place, digit in enumerate(imaging.read_picture(content, name, args.split), 1):
         found.append((name, place, digit))
     except UserError as error:
-      warn(str(error))
+      console.error(str(error))
       num_bad += 1
   if found:
     probs = predict.mean_probs(predictors, np.stack([digit for *_, digit in found]), args.views)

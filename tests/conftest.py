@@ -1,5 +1,6 @@
 """Fixtures and helpers that several test files share."""
 
+import gzip
 import logging
 import os
 import pathlib
@@ -220,3 +221,17 @@ def digits():
     return images, rng.integers(0, 10, num).astype(np.int32)
 
   return build
+
+
+@pytest.fixture
+def files(tmp_path, digits):
+  """A folder with 7 digits as IDX files and as CSV files, with labels and without."""
+  from tests.test_idx import _encode
+  from tests.test_kaggle import write_csv
+
+  images, labels = digits(7)
+  (tmp_path / 'images.gz').write_bytes(gzip.compress(_encode(images[..., 0])))
+  (tmp_path / 'labels').write_bytes(_encode(labels))
+  write_csv(tmp_path / 'with.csv', images, labels)
+  write_csv(tmp_path / 'without.csv', images)
+  return tmp_path

@@ -18,7 +18,8 @@ def clock(monkeypatch):
 def test_a_warning_is_no_refusal(capsys):
   """A run that goes on seems to have ended."""
   console.warn('odd')
-  assert capsys.readouterr().err == 'digitnet: warning: odd\n'
+  console.error('bad')
+  assert capsys.readouterr().err == 'digitnet: warning: odd\ndigitnet: bad\n'
 
 
 SUMMARY = {'loss': 0.5, 'accuracy': 0.75}

@@ -1,7 +1,6 @@
 """predict.py and evaluate.py on files, as a user calls them."""
 
 import csv
-import gzip
 import io
 import json
 import re
@@ -20,23 +19,11 @@ from digitnet.data import sources
 from digitnet.data import user_files
 from digitnet.errors import UserError
 from digitnet import progress
-from tests.test_idx import _encode
-from tests.test_kaggle import write_csv
 
 
 @pytest.fixture(scope='module')
 def workdir(train_tiny):
   return train_tiny('4 steps')
-
-
-@pytest.fixture
-def files(tmp_path, digits):
-  images, labels = digits(7)
-  (tmp_path / 'images.gz').write_bytes(gzip.compress(_encode(images[..., 0])))
-  (tmp_path / 'labels').write_bytes(_encode(labels))
-  write_csv(tmp_path / 'with.csv', images, labels)
-  write_csv(tmp_path / 'without.csv', images)
-  return tmp_path
 
 
 @pytest.fixture(scope='module')

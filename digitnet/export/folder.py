@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from digitnet import console
 from digitnet.atomic import write_atomically
 from digitnet.console import say
-from digitnet.console import warn
 from digitnet.errors import ExportFailed
 from digitnet.errors import UserError
 from digitnet.export import card
@@ -104,7 +104,7 @@ def write(
         else:
           said = _write(modules[name], network, path, scored)
       except ExportFailed as failure:
-        warn(str(failure))
+        console.error(str(failure))
         failures.append(str(failure))
         continue
       size = path.stat().st_size / 1e6
