@@ -164,14 +164,11 @@ def train(
       step,
       is_validated=progress.has_evaluated(step),
   )
-  pace = Pace(
-      *(
-          batches.num_images(n, len(dataset.train), config.batch_size)
-          for n in (plan.last_step, step)
-      ),
-      progress.train_seconds,
-      progress.train_images,
+  done, total = (
+      batches.num_images(n, len(dataset.train), config.batch_size)
+      for n in (step, plan.last_step)
   )
+  pace = Pace(total, done, progress.train_seconds, progress.train_images)
   reports = Reports(progress, pace)
   validation = Validation(
       plan,
@@ -187,57 +184,54 @@ def train(
   else:
     stopping = contextlib.nullcontext(signals.StopRequest())
   with log, pace, stopping as stop:
-    while step < plan.last_step or validation.is_due(step):
-      # A validation due here was cut short by a signal, or comes from a changed config.
-      if not validation.is_due(step):
-        batch = steps.Batch(
-            *batches.train_batch(
-                step, len(dataset.train), config.batch_size, config.seed
+    while True:
+      # Before the update, since a resumed run may lack the validation of its first step:
+      # a signal cut it short, or the config has changed.
+      is_due = validation.is_due(step)
+      if is_due or plan.saves_at(step) or stop.signum is not None:
+        reports.settle()
+        with pace.pause():
+          if is_due:
+            validation.run(step, state.evaluated, stop)
+            lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
+          # Read once: a signal that comes after this is answered after the next step.
+          is_stop = stop.signum is not None
+          is_save = is_stop or plan.saves_at(step) or step == progress.best_step
+          if is_save and step > resumed_step:
+            progress.train_seconds = pace.seconds
+            progress.train_images = pace.num_images
+            if cluster.is_main():
+              save(checkpoints, state, progress, log)
+          if is_stop:
+            checkpoints.wait()
+            # Hold back the other processes, which have nothing to save: if they ended now,
+            # so would the main process, in the middle of its save.
+            cluster.from_main(True)
+            raise Stopped(
+                stop.signum,
+                f'stopped after step {step:,}, which is saved in {run.path}; the'
+                ' same command resumes',
             )
-        )
-        state, report = train_step(
-            state, examples, parallel.shard(batch), lr_scale
-        )
-        stop.has_work = True
-        step += 1
-        reports.add(step, report)
-        checkpoints.check()
-        if cluster.is_stopping(step):
-          stop.signum = signal.SIGTERM
-        if plan.logs_at(step):
-          reports.settle()
-          _log_training(step, plan, reports.newest, progress, log, pace)
-      is_save = stop.signum is not None or plan.saves_at(step)
-      if not (is_save or validation.is_due(step)):
-        continue
+      if step == plan.last_step:
+        break
 
-      reports.settle()
-      with pace.pause():
-        if validation.is_due(step):
-          try:
-            validation.run(step, state.evaluated, stop.check)
-          except Stopped:
-            if stop.signum is None:
-              raise
-            # The signal is answered below, once the state is saved.
-          lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
-          is_save |= progress.best_step == step
-        is_stop = stop.signum is not None
-        if (is_save or is_stop) and step > resumed_step:
-          progress.train_seconds = pace.seconds
-          progress.train_images = pace.num_images
-          if cluster.is_main():
-            save(checkpoints, state, progress, log)
-        if is_stop:
-          checkpoints.wait()
-          # Hold back the other processes, which have nothing to save: if they ended now,
-          # so would the main process, in the middle of its save.
-          cluster.from_main(True)
-          raise Stopped(
-              stop.signum,
-              f'stopped after step {step:,}, which is saved in {run.path}; the'
-              ' same command resumes',
+      batch = steps.Batch(
+          *batches.train_batch(
+              step, len(dataset.train), config.batch_size, config.seed
           )
+      )
+      state, report = train_step(
+          state, examples, parallel.shard(batch), lr_scale
+      )
+      stop.has_work = True
+      step += 1
+      reports.add(step, report)
+      checkpoints.check()
+      if cluster.is_stopping(step):
+        stop.signum = signal.SIGTERM
+      if plan.logs_at(step):
+        reports.settle()
+        _log_training(step, plan, reports.newest, progress, log, pace)
     checkpoints.wait()
     stop.check()  # All is saved, so a signal that came since may stop the run.
   return progress

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 
+from digitnet import results as results_lib
 from digitnet.console import say
 from digitnet.data.corpus import Split
+from digitnet.errors import Stopped
 from digitnet.evaluate import evaluate
 from digitnet.metrics_log import MetricsLog
 from digitnet.plan import Plan
 from digitnet.progress import Progress
+from digitnet.signals import StopRequest
 from digitnet.step_reports import check_finite
-from digitnet import results as results_lib
 
 
 class Validation:
@@ -35,21 +37,25 @@ class Validation:
         and not self._progress.has_evaluated(step)
     )
 
-  def run(self, step: int, params, check: Callable[[], None]) -> None:
-    """Scores the parameters of a step.
+  def run(self, step: int, params, stop: StopRequest) -> None:
+    """Scores the parameters of a step, unless a signal cuts it short: then nothing is kept.
 
     Args:
       step: updates done.
       params: replicated parameters of that step.
-      check: called before each eval step; if it raises, the scoring ends and
-        leaves no trace.
+      stop: looked at before each eval step; whoever calls this answers it.
 
     Raises:
       TrainingFailed: the loss is not finite, or the disk is full.
     """
-    metrics, _ = evaluate(
-        self._eval_step, params, self._split, self._batch_size, check
-    )
+    try:
+      metrics, _ = evaluate(
+          self._eval_step, params, self._split, self._batch_size, stop.check
+      )
+    except Stopped:
+      if stop.signum is None:
+        raise
+      return
     summary = metrics.summary()
     check_finite(step, {'validation loss': summary['loss']})
     self._log.write({
