@@ -49,6 +49,7 @@ def score_and_write(
     eval_step: Callable,
     run: Workdir,
     progress: Progress,
+    *,
     params: dict,
     last_step: int,
     digests: dict[str, str],
@@ -83,12 +84,12 @@ def score_and_write(
       dataset,
       progress,
       test_metrics,
-      model_lib.count_params(params),
-      last_step,
-      config.seed,
-      run.config_changes,
-      digests,
-      commit,
+      num_params=model_lib.count_params(params),
+      steps=last_step,
+      seed=config.seed,
+      config_changes=run.config_changes,
+      digests=digests,
+      commit=commit,
   )
   if cluster.is_main() and logits is not None:
     run.write_predictions(logits.argmax(axis=-1), last_step)

@@ -25,6 +25,7 @@ def collect(
     dataset: Dataset,
     progress: Progress,
     test: Metrics,
+    *,
     num_params: int,
     steps: int,
     seed: int,

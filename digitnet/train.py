@@ -105,7 +105,15 @@ def _train_and_evaluate(config, run):
         checkpoints, progress.best_step, plan.last_step, model
     )
   return finish.score_and_write(
-      config, dataset, eval_step, run, progress, params, plan.last_step, digests, commit
+      config,
+      dataset,
+      eval_step,
+      run,
+      progress,
+      params=params,
+      last_step=plan.last_step,
+      digests=digests,
+      commit=commit,
   )
 
 

@@ -144,10 +144,9 @@ def _run_all(variants, args):
       for variant in variants:
         jobs[variant, repeat] = pool.submit(_run, variant, repeat, args, processes)
     try:
-      return {
-          variant: [jobs[variant, repeat].result() for repeat in repeats]
-          for variant in variants
-      }
+      # As they end: a mistake in one is told at once, not what stopping did to the others.
+      for job in concurrent.futures.as_completed(jobs.values()):
+        job.result()
     except BaseException as error:
       for job in jobs.values():
         job.cancel()
@@ -155,6 +154,10 @@ def _run_all(variants, args):
       if not isinstance(error, KeyboardInterrupt):
         processes.stop()
       raise
+  return {
+      variant: [jobs[variant, repeat].result() for repeat in repeats]
+      for variant in variants
+  }
 
 
 def _config_flags(variant, repeat, args):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -144,6 +145,23 @@ def test_after_ctrl_c_no_other_run_begins(monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     ablate._run_all(['plain'], args)
   assert len(begun) < 5  # The next may begin before it is cancelled.
+
+
+def test_the_mistake_that_ends_all_is_the_one_that_is_told(monkeypatch):
+  """A mistake waits for other runs to end, or what stopping did to those is told instead."""
+  stopped = threading.Event()
+
+  def run(variant, repeat, *_):
+    if variant == 'plain':
+      raise UserError('the mistake')
+    assert stopped.wait(20)
+    raise UserError('terminated')
+
+  monkeypatch.setattr(ablate, '_run', run)
+  monkeypatch.setattr(ablate._Processes, 'stop', lambda self: stopped.set())
+  args = argparse.Namespace(jobs=2, repeats=1, first_repeat=0)
+  with pytest.raises(UserError, match='the mistake'):
+    ablate._run_all(['baseline', 'plain'], args)
 
 
 def test_a_comparison_is_resumed_and_leaves_its_tables(tmp_path, run_python, tiny_flags):

@@ -76,6 +76,9 @@ def test_the_best_is_told_and_the_pace_is_of_training():
       for step, n in ((10, 1), (20, 2))
   ]
   data = types.SimpleNamespace(name='d', source='s', split_sizes={})
-  found = results.collect(data, progress, Metrics(), 7, 20, 0, [], {}, None)
+  found = results.collect(
+      data, progress, Metrics(), num_params=7, steps=20, seed=0, config_changes=[],
+      digests={}, commit=None,
+  )  # fmt: skip
   assert found['images_per_second'] == 25 and found['best_step'] == 10
   assert found['validation']['num_errors'] == 1
