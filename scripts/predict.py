@@ -1,7 +1,7 @@
 """Read digits with a trained network.
 
     python scripts/predict.py --workdir=runs/default photo.jpg drawing.png
-    python scripts/predict.py --workdir=runs/default --split form.png
+    python scripts/predict.py --workdir=runs/default --several form.png
     python scripts/predict.py --workdir=runs/default --format=json FOLDER
     python scripts/predict.py --workdir=runs/default - < drawing.png
     python scripts/predict.py --workdir=runs/default test.csv
@@ -33,7 +33,7 @@ def main() -> None:
   parser = cli.parser(__doc__)
   cli.add_network_arguments(parser)
   parser.add_argument(
-      '--split', action='store_true', help='each picture shows a row of digits'
+      '--several', action='store_true', help='each picture shows a row of digits'
   )
   parser.add_argument(
       '--format', choices=_FORMATS, default='table', help='output for pictures'
@@ -63,8 +63,8 @@ def main() -> None:
       raise UserError('--submission is for data; for pictures use --format')
     _read_pictures(args)
     return
-  if args.split or args.seen or args.format != 'table':
-    raise UserError('--split, --seen and --format are for pictures, and these are data')
+  if args.several or args.seen or args.format != 'table':
+    raise UserError('--several, --seen and --format are for pictures, and these are data')
   images = user_files.read(args.files).images
   predictors = [predict.Predictor(workdir) for workdir in args.workdir]
   probs = predict.mean_probs(predictors, images, args.views)
@@ -94,7 +94,7 @@ def _read_pictures(args):
         content = sys.stdin.buffer.read()
       else:
         content = files.read_bytes(epath.Path(name).expanduser())
-      for place, digit in enumerate(imaging.read_picture(content, name, args.split), 1):
+      for place, digit in enumerate(imaging.read_picture(content, name, args.several), 1):
         found.append((name, place, digit))
     except UserError as error:
       console.error(str(error))

@@ -247,7 +247,7 @@ def test_standard_input_is_read_and_what_was_seen_is_kept(workdir, folder):
     [
         (['{folder}/a.png', '{folder}/notes.txt'], 'pictures and data'),
         (['--submission', '{folder}/a.png'], '--submission'),
-        (['--split', '{folder}/notes.txt'], 'these are data'),
+        (['--several', '{folder}/notes.txt'], 'these are data'),
         (['{folder}/nowhere.png'], 'no such file'),
         (['{folder}/photo.HEIC'], 'save it as JPEG or PNG'),
         (['{folder}/empty'], 'no pictures in this folder'),
@@ -322,7 +322,7 @@ def test_pictures_are_split_and_seen_in_views(workdir, run_script, tmp_path):
     ImageDraw.Draw(page).line((x, 20, x, 90), 0, 9)
   page.save(tmp_path / 'row.png')
   process = run_script(
-      'scripts/predict.py', f'--workdir={workdir}', '--split', '--views=3',
+      'scripts/predict.py', f'--workdir={workdir}', '--several', '--views=3',
       '--format=json', tmp_path / 'row.png', check=True,
   )  # fmt: skip
   answers = [json.loads(line) for line in process.stdout.splitlines()]
