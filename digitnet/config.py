@@ -107,7 +107,6 @@ RULES: dict[str, Rule] = {
     'model.dense_dropout_rates': _each(_FRACTION, _FRACTION.allowed),
     'model.dtype': _DTYPE,
     'model.matmul_dtype': _DTYPE,
-    'model.param_dtype': _DTYPE,
     'augment.rotation': _NOT_NEGATIVE,
     'augment.zoom': _FRACTION,
     'augment.shear': _NOT_NEGATIVE,
@@ -182,7 +181,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
           ' say in RULES of digitnet/config.py what it may be'
       )
   _check(values, RULES)
-  _check_average(values)
   _check_fold(values)
 
 
@@ -191,16 +189,6 @@ def _check_fold(values):
     raise UserError(
         f'config.data.fold={values["data.fold"]}: must be below'
         f' config.data.num_folds={values["data.num_folds"]}; the first is 0'
-    )
-
-
-def _check_average(values):
-  """An average moves by thousandths, which eight bits of bfloat16 cannot represent."""
-  decay, dtype = values['optim.average_decay'], values['model.param_dtype']
-  if decay and dtype != 'float32':
-    raise UserError(
-        f'config.optim.average_decay={decay}: must be 0 with'
-        f' config.model.param_dtype={dtype!r}; only float32 can hold so slow an average'
     )
 
 
@@ -310,6 +298,9 @@ _AS_BEFORE = {
     'write_report': True,
 }
 
+# Knobs that only runs of an older digitnet have, with the value that does what is done now.
+_GONE = {'model.param_dtype': 'float32'}
+
 # Fields that a saved state depends on: no flag lets a run resume with other values.
 FIXED = frozenset({
     'data.split',
@@ -319,13 +310,12 @@ FIXED = frozenset({
     'model.conv_features',
     'model.kernel_sizes',
     'model.dense_features',
-    'model.param_dtype',
     'optim.average_decay',
 })
 
 
 def complete(config: ml_collections.ConfigDict) -> None:
-  """Adds the knobs that a run of an older digitnet lacks, set to do what it did."""
+  """Gives the config of an older digitnet's run today's knobs, set to do what it did."""
   for name, value in _AS_BEFORE.items():
     *groups, last = name.split('.')
     group = config
@@ -335,6 +325,10 @@ def complete(config: ml_collections.ConfigDict) -> None:
       group = group[part]
     if last not in group:
       group[last] = value
+  for name, value in _GONE.items():
+    group, _, last = name.rpartition('.')
+    if config[group].get(last) == value:
+      del config[group][last]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:

@@ -30,23 +30,18 @@ class Conv(nn.Module):
   features: int
   kernel_size: int
   dtype: str
-  matmul_dtype: str
-  param_dtype: str
+  operand_dtype: str
   by_onednn: bool
 
   @nn.compact
   def __call__(self, x):
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-    kernel = self.param(
-        'kernel', nn.initializers.glorot_uniform(), shape, self.param_dtype
-    )
-    bias = self.param(
-        'bias', nn.initializers.zeros, (self.features,), self.param_dtype
-    )
+    kernel = self.param('kernel', nn.initializers.glorot_uniform(), shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = x.astype(self.dtype)
     if self.by_onednn:
-      return onednn.conv_relu(x, kernel, bias, self.matmul_dtype)
-    x = ops.conv2d(x, kernel, self.matmul_dtype)
+      return onednn.conv_relu(x, kernel, bias, self.operand_dtype)
+    x = ops.conv2d(x, kernel, self.operand_dtype)
     return nn.relu(x + bias.astype(self.dtype))
 
   def label(self):
@@ -107,8 +102,7 @@ class Dense(nn.Module):
   features: int
   relu: bool
   dtype: str
-  matmul_dtype: str
-  param_dtype: str
+  operand_dtype: str
   by_onednn: bool
   transposed: bool
 
@@ -119,17 +113,14 @@ class Dense(nn.Module):
         'kernel',
         nn.initializers.glorot_uniform(),
         shape[::-1] if self.transposed else shape,
-        self.param_dtype,
     )
-    bias = self.param(
-        'bias', nn.initializers.zeros, (self.features,), self.param_dtype
-    )
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = x.astype(self.dtype)
     if self.by_onednn:
       return onednn.dense(
-          x, kernel, bias, self.relu, self.matmul_dtype, self.transposed
+          x, kernel, bias, self.relu, self.operand_dtype, self.transposed
       )
-    x = ops.dense(x, kernel, self.matmul_dtype)
+    x = ops.dense(x, kernel, self.operand_dtype)
     x = x + bias.astype(self.dtype)
     return nn.relu(x) if self.relu else x
 
@@ -146,11 +137,10 @@ class DigitNet(nn.Module):
     conv_dropout_rates: for each block, the fraction dropped after pooling.
     dense_features: the widths of the hidden dense layers.
     dense_dropout_rates: for each hidden dense layer, the fraction dropped after it.
-    dtype: dtype of the arithmetic, 'float32' or 'bfloat16'.
+    dtype: dtype of the arithmetic, 'float32' or 'bfloat16'. The parameters are float32.
     matmul_dtype: dtype that the operands of convolutions and products are rounded to,
       if it is narrower than `dtype`; their sums are in float32. In inference oneDNN rounds
       the results to it too.
-    param_dtype: dtype of the parameters.
     by_onednn: whether the layers take the form that oneDNN computes; see `onednn.py`.
     transposed: whether dense kernels are transposed, for inference by oneDNN.
   """
@@ -162,7 +152,6 @@ class DigitNet(nn.Module):
   dense_dropout_rates: Sequence[float]
   dtype: str
   matmul_dtype: str
-  param_dtype: str
   by_onednn: bool = False
   transposed: bool = False
 
@@ -187,8 +176,7 @@ class DigitNet(nn.Module):
     """
     types = dict(
         dtype=self.dtype,
-        matmul_dtype=self.operand_dtype,
-        param_dtype=self.param_dtype,
+        operand_dtype=self.operand_dtype,
         by_onednn=self.by_onednn,
     )
     dense_types = dict(types, transposed=self.transposed)

@@ -5,7 +5,7 @@ bfloat16 convolutions and products. Other backends keep XLA's own convolutions. 
 is made when the program is lowered, so one exported program holds both; in bfloat16 such
 a program has a fixed batch size.
 
-`matmul_dtype` is the dtype that the operands of a product are cast to, in the backward
+`operand_dtype` is the dtype that the operands of a product are cast to, in the backward
 pass too. Sums are in float32 at least. XLA's own convolution rounds them to bfloat16 if
 that is the dtype of its result, or of the operands of a kernel gradient. Each gradient
 has the dtype of the array that it belongs to.
@@ -22,32 +22,32 @@ from digitnet import products
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv2d(
-    images: jax.Array, kernel: jax.Array, matmul_dtype: str
+    images: jax.Array, kernel: jax.Array, operand_dtype: str
 ) -> jax.Array:
   """Convolution with stride 1 and 'same' padding.
 
   Args:
     images: [N, H, W, C_in], float.
     kernel: [K_h, K_w, C_in, C_out], float.
-    matmul_dtype: see the module's docstring.
+    operand_dtype: see the module's docstring.
 
   Returns:
     [N, H, W, C_out], in the images' dtype.
   """
-  return _conv2d_forward(images, kernel, matmul_dtype)[0]
+  return _conv2d_forward(images, kernel, operand_dtype)[0]
 
 
-def _conv2d_forward(images, kernel, matmul_dtype):
+def _conv2d_forward(images, kernel, operand_dtype):
   paddings = tuple(products.padding(size) for size in kernel.shape[:2])
-  operand = images.astype(matmul_dtype)
-  kernel_operand = kernel.astype(matmul_dtype)
+  operand = images.astype(operand_dtype)
+  kernel_operand = kernel.astype(operand_dtype)
   out = _convolution(operand, kernel_operand, paddings, images.dtype)
   return out, (operand, kernel)
 
 
-def _conv2d_backward(matmul_dtype, residuals, grads):
+def _conv2d_backward(operand_dtype, residuals, grads):
   images, kernel = residuals
-  operand = grads.astype(matmul_dtype)
+  operand = grads.astype(operand_dtype)
   kernel_grads = lax.platform_dependent(
       images,
       operand,
@@ -56,7 +56,7 @@ def _conv2d_backward(matmul_dtype, residuals, grads):
           _kernel_grads_by_convolution, size=kernel.shape[:2]
       ),
   )
-  turned, paddings = products.turned(kernel.astype(matmul_dtype))
+  turned, paddings = products.turned(kernel.astype(operand_dtype))
   image_grads = _convolution(operand, turned, paddings, grads.dtype)
   return image_grads, kernel_grads.astype(kernel.dtype)
 
@@ -100,30 +100,30 @@ def _kernel_grads_by_convolution(images, grads, size):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dense(
-    inputs: jax.Array, kernel: jax.Array, matmul_dtype: str
+    inputs: jax.Array, kernel: jax.Array, operand_dtype: str
 ) -> jax.Array:
   """Matrix product.
 
   Args:
     inputs: [N, C_in], float.
     kernel: [C_in, C_out], float.
-    matmul_dtype: see the module's docstring.
+    operand_dtype: see the module's docstring.
 
   Returns:
     [N, C_out], in the inputs' dtype.
   """
-  return _dense_forward(inputs, kernel, matmul_dtype)[0]
+  return _dense_forward(inputs, kernel, operand_dtype)[0]
 
 
-def _dense_forward(inputs, kernel, matmul_dtype):
-  operand = inputs.astype(matmul_dtype)
-  out = products.matmul(operand, kernel.astype(matmul_dtype))
+def _dense_forward(inputs, kernel, operand_dtype):
+  operand = inputs.astype(operand_dtype)
+  out = products.matmul(operand, kernel.astype(operand_dtype))
   return out.astype(inputs.dtype), (operand, kernel)
 
 
-def _dense_backward(matmul_dtype, residuals, grads):
+def _dense_backward(operand_dtype, residuals, grads):
   inputs, kernel = residuals
-  operand = grads.astype(matmul_dtype)
+  operand = grads.astype(operand_dtype)
   kernel_grads = lax.platform_dependent(
       inputs,
       operand,
@@ -131,7 +131,7 @@ def _dense_backward(matmul_dtype, residuals, grads):
       default=lambda inputs, grads: products.matmul(inputs.T, grads),
   )
   input_grads = products.matmul(
-      operand, kernel.astype(matmul_dtype), transpose_rhs=True
+      operand, kernel.astype(operand_dtype), transpose_rhs=True
   )
   return input_grads.astype(grads.dtype), kernel_grads.astype(kernel.dtype)
 

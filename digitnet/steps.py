@@ -182,8 +182,7 @@ def make_train_step(
     if clip_norm:
       scale = jnp.minimum(1, clip_norm / grad_norm)
       grads = jax.tree.map(lambda x: x * scale, grads)
-    # To the dtype of Adam's moments, which is that of the parameters.
-    grads = jax.tree.map(lambda x, param: x.astype(param.dtype), grads, state.params)
+    grads = _in_float32(grads)
     decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
     state_after = _update(optimizer, state, grads, grad_norm, lr_scale, decay)
     report = StepReport(

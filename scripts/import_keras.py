@@ -66,7 +66,7 @@ def main() -> None:
   nothing = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
   network = keras_model.read_network(path, Network.of(config.model, nothing))
   dataset = sources.load(say, **config.data)
-  params = jax.tree.map(lambda x: jnp.asarray(x, config.model.param_dtype), network.params)
+  params = jax.tree.map(jnp.asarray, network.params)
   run = imported.begin_run(config, _WORKDIR.value, params, dataset)
   say(f'{path}: read; a run that begins with it is in {run.path}')
 

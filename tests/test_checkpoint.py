@@ -22,7 +22,7 @@ from tests.conftest import random_params
 def _state(width=8, step=0, value=None, has_average=False):
   net = model_lib.DigitNet(
       ((2,),), (3,), (0.0,), (width,), (0.0,), dtype='float32',
-      matmul_dtype='float32', param_dtype='float32',
+      matmul_dtype='float32',
   )
   schedule = optim.make_schedule('constant', 0.1, 10, 0)
   state = steps.init_state(

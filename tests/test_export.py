@@ -28,7 +28,7 @@ keras = keras_model.keras  # With the backend that it was set up with there.
 _CARD = dict(
     conv_features=((3, 4), (5, 6)), kernel_sizes=(5, 3), conv_dropout_rates=(0.25, 0.25),
     dense_features=(16, 8), dense_dropout_rates=(0.5, 0.5),
-    dtype='float32', matmul_dtype='float32', param_dtype='float32',
+    dtype='float32', matmul_dtype='float32',
 )  # fmt: skip
 _OTHERS = {
     'card': {},
@@ -39,9 +39,7 @@ _OTHERS = {
         conv_features=((2,), (3,), (4,)), kernel_sizes=(3, 3, 2), conv_dropout_rates=(0,) * 3
     ),
     'no hidden dense layer': dict(dense_features=(), dense_dropout_rates=()),
-    'bfloat16': dict(
-        dtype='bfloat16', matmul_dtype='bfloat16', param_dtype='bfloat16'
-    ),
+    'bfloat16': dict(dtype='bfloat16', matmul_dtype='bfloat16'),
 }
 
 

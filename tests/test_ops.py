@@ -93,16 +93,16 @@ def test_bfloat16_products_are_those_of_rounded_operands(
     assert _relative_error(value, right) < tolerance, name
 
 
-@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('operand_dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('batch, inputs, outputs', [(1, 5, 3), (7, 33, 10), (64, 300, 200)])
-def test_dense_and_its_gradients_are_exact(batch, inputs, outputs, matmul_dtype):
+def test_dense_and_its_gradients_are_exact(batch, inputs, outputs, operand_dtype):
   """The wrong operand is transposed for the matrix unit."""
   rng = np.random.default_rng(0)
   arrays = [rng.normal(size=(batch, inputs)), rng.normal(size=(inputs, outputs))]
   cotangent = rng.normal(size=(batch, outputs))
-  if matmul_dtype == 'bfloat16':
+  if operand_dtype == 'bfloat16':
     arrays, cotangent = [_rounded(x) for x in arrays], _rounded(cotangent)
-  product = lambda inputs, kernel: ops.dense(inputs, kernel, matmul_dtype)
+  product = lambda inputs, kernel: ops.dense(inputs, kernel, operand_dtype)
   ours = _gradients(product, arrays, cotangent, jnp.float32)
   with jax.enable_x64(True):
     exact = _gradients(jnp.matmul, arrays, cotangent, jnp.float64)
@@ -137,16 +137,16 @@ def test_bfloat16_reaches_the_matrix_unit():
     assert num_widened(grads, (batch, 96), (96, 32)) <= 3 * expected
 
 
-@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
-def test_each_backend_is_given_the_form_that_is_quick_there(matmul_dtype):
+@pytest.mark.parametrize('operand_dtype', ['float32', 'bfloat16'])
+def test_each_backend_is_given_the_form_that_is_quick_there(operand_dtype):
   """A GPU or TPU gets the CPU's products or sums in bfloat16, or a CPU gets XLA's form."""
 
   def convolve(images, kernel):
-    convolution = lambda *operands: ops.conv2d(*operands, matmul_dtype)
+    convolution = lambda *operands: ops.conv2d(*operands, operand_dtype)
     out, backward = jax.vjp(convolution, images, kernel)
     return backward(out)
 
-  is_rounded = matmul_dtype == 'bfloat16'
+  is_rounded = operand_dtype == 'bfloat16'
   traced = jax.jit(convolve).trace(jnp.ones((2, 9, 7, 3)), jnp.ones((3, 3, 3, 5)))
   for platform in ('cpu', 'cuda', 'tpu'):
     found = re.findall(
@@ -203,18 +203,18 @@ def test_sums_are_in_float32_at_least():
     assert products.sum_dtype(jax.ShapeDtypeStruct((1,), dtype)).name == of_sums
 
 
-@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('operand_dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('param_dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_results_and_gradients_have_the_dtypes_of_what_they_are_of(
-    dtype, param_dtype, matmul_dtype
+    dtype, param_dtype, operand_dtype
 ):
   """Layers pass on outputs twice as large, or gradients of bfloat16 params are float32."""
   shapes = {ops.conv2d: ((2, 5, 5, 3), (3, 3, 3, 4)), ops.dense: ((2, 6), (6, 4))}
   for layer, (of_inputs, of_kernel) in shapes.items():
 
     def run(inputs, kernel):
-      product = lambda *operands: layer(*operands, matmul_dtype)
+      product = lambda *operands: layer(*operands, operand_dtype)
       out, backward = jax.vjp(product, inputs, kernel)
       return out, *backward(out)
 
@@ -256,14 +256,14 @@ def test_both_kernel_gradients_agree(dtype):
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
-def test_conv2d_in_a_loop_and_in_every_dtype(dtype, matmul_dtype):
+@pytest.mark.parametrize('operand_dtype', ['float32', 'bfloat16'])
+def test_conv2d_in_a_loop_and_in_every_dtype(dtype, operand_dtype):
   """The gradient does not work in a scan, or has another dtype than its operand."""
   kernel = jnp.full((3, 3, 2, 2), 0.1, jnp.float32)
   images = jnp.ones((4, 5, 5, 2), dtype)
 
   def loss(kernel, images):
-    body = lambda x, _: (ops.conv2d(x, kernel, matmul_dtype), None)
+    body = lambda x, _: (ops.conv2d(x, kernel, operand_dtype), None)
     return lax.scan(body, images, length=3)[0].astype(jnp.float32).sum()
 
   grads = jax.jit(jax.grad(loss, (0, 1)))(kernel, images)

@@ -31,7 +31,7 @@ def net():
   def build(rate=0.0):
     return model_lib.DigitNet(
         ((3,),), (3,), (rate,), (8,), (rate,), dtype='float32',
-        matmul_dtype='float32', param_dtype='float32',
+        matmul_dtype='float32',
     )
 
   return build
@@ -287,7 +287,7 @@ def test_nothing_large_is_copied_on_one_device(digits):
   """The update copies each array, as XLA does unless shapes and order prevent it."""
   net = model_lib.DigitNet(
       ((8,),), (3,), (0.25,), (256,), (0.5,), dtype='float32',
-      matmul_dtype='float32', param_dtype='float32',
+      matmul_dtype='float32',
   )
   train_step = parallel.pmap(
       steps.make_train_step(net, OPTIMIZER, SCHEDULE, NO_CHANGE, 0),

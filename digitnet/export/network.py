@@ -28,7 +28,7 @@ class Network:
   @classmethod
   def of(cls, config, params) -> 'Network':
     """Makes it from the `config.model` of a run, and from params of any dtype."""
-    types = {'dtype': 'float32', 'matmul_dtype': 'float32', 'param_dtype': 'float32'}
+    types = {'dtype': 'float32', 'matmul_dtype': 'float32'}
     as_float = lambda x: np.asarray(x, np.float32)
     return cls({**config, **types}, jax.tree.map(as_float, dict(params)))
 
