@@ -89,7 +89,6 @@ ABLATIONS = {
         **_HARDER,
         'duration': '600 epochs',
         'optim.warmup': '45 epochs',
-        'eval_every': '600 epochs',
         'checkpoint_every': '60 epochs',
     },
     # Recipe 10's noise.

@@ -27,6 +27,6 @@ def get_config():
   config.optim.weight_decay = 0.15
   # At the end only: the best of several evaluations would be a lucky one, and is worse than
   # the last step (configs/choices.md).
-  config.eval_every = config.duration
+  config.eval_every = config.get_oneway_ref('duration')
   config.checkpoint_every = '30 epochs'
   return config

@@ -74,7 +74,8 @@ def run(main: Callable[[], None]) -> int:
       return _fail(f'{error.filename or "output"}: {error.strerror}; name another', 2)
     if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
       return _fail(f'{error.filename or "output"}: {error.strerror}', 1)
-    if 'RESOURCE_EXHAUSTED' in str(error):  # From JAX, which is not imported here.
+    # The latter is from JAX, which is not imported here.
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
       return _fail(
           f'out of memory ({error}); take a smaller batch_size or eval_batch_size, or'
           ' more accumulation',
@@ -155,8 +156,9 @@ def parse_flags(
 def _refuse_repeated(argv):
   """ml_collections would join the tuples of a key that is given twice."""
   seen = set()
-  for arg in argv:
-    key, _, value = arg.partition('=')
+  for arg, following in zip(argv, [*argv[1:], '']):
+    key, equals, value = arg.partition('=')
+    value = value if equals else following
     if key.lstrip('-').startswith('config.') and value.startswith('('):
       if key in seen:
         raise UserError(f'{key}: given twice; give it once')

@@ -20,6 +20,7 @@ import numpy as np
 
 from digitnet import cli
 from digitnet import console
+from digitnet.console import warn
 from digitnet.errors import brief
 from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
@@ -27,6 +28,8 @@ from digitnet.errors import UserError
 # A process that is silent for this long is considered dead.
 _HEARTBEAT_SECONDS = 10
 
+
+_TPU = 'Cloud TPU'
 
 # By launcher: a variable that its processes have, and the one with their count.
 _LAUNCHERS = {
@@ -58,6 +61,7 @@ def start(
     TrainingFailed: the cluster cannot be joined.
   """
   given = (coordinator, num_processes, process_id)
+  started_by = None
   if coordinator is not None:
     _check(coordinator, num_processes, process_id)
     me, where = f'process {process_id} of {num_processes}', coordinator
@@ -90,8 +94,12 @@ def start(
         initialization_timeout=timeout + 60,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
-  # A port is taken, or JAX cannot interpret the launcher's variables.
-  except (RuntimeError, ValueError, LookupError) as error:
+  # A port is taken, or JAX cannot interpret the launcher's variables, or finds no metadata.
+  except (RuntimeError, ValueError, LookupError, OSError) as error:
+    # TPU chips need no metadata to know that there are no other hosts.
+    if started_by == _TPU and count() == 1:
+      warn(f'training on this host alone: no cluster was found ({brief(error)})')
+      return
     raise TrainingFailed(f'{me} cannot join {where} ({brief(error)})') from None
   finally:
     patience.cancel()
@@ -112,7 +120,7 @@ def launcher() -> str | None:
       return name
   platforms = (os.environ.get('JAX_PLATFORMS') or 'tpu').split(',')
   if 'tpu' in platforms and importlib.util.find_spec('libtpu') and _has_tpu():
-    return 'Cloud TPU'
+    return _TPU
   return None
 
 

@@ -7,10 +7,10 @@ each. Validation also refuses a knob that is missing from either list.
 from collections.abc import Callable
 import json
 import math
-import sys
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
 from digitnet import durations
 from digitnet.data import sources
@@ -19,6 +19,9 @@ from digitnet.errors import UserError
 from digitnet.model import IMAGE_SHAPE
 from digitnet.optim import RATE_SCALINGS
 from digitnet.optim import SCHEDULES
+
+
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class Rule(NamedTuple):
@@ -31,9 +34,10 @@ def _is_int(value):
 
 
 def _is_number(value):
+  """Whether float32, in which the devices compute, holds the value: 0 only if it is 0."""
   # Not `math.isfinite`, which fails on an integer of four hundred digits.
-  most = sys.float_info.max
-  return (_is_int(value) or isinstance(value, float)) and -most <= value <= most
+  is_number = _is_int(value) or isinstance(value, float)
+  return is_number and (value == 0 or _LEAST <= abs(value) <= _MOST)
 
 
 def _int(low, high=2**31 - 1):
@@ -73,9 +77,12 @@ def _is_positive_duration(value):
 _TEXT = Rule(lambda value: isinstance(value, str), "a text; '' for none")
 _TRUTH = Rule(lambda value: isinstance(value, bool), 'True or False')
 _DURATION = Rule(_is_positive_duration, f'{durations.ALLOWED}, and more than 0')
-_NOT_NEGATIVE = _number(lambda value: value >= 0, 'a number, 0 or more')
-_POSITIVE = _number(lambda value: value > 0, 'a number above 0')
-_FRACTION = _number(lambda value: 0 <= value < 1, 'a number from 0 to below 1')
+_NOT_NEGATIVE = _number(lambda value: value >= 0, 'a number, 0 or more, in float32')
+_POSITIVE = _number(lambda value: value > 0, 'a number above 0, in float32')
+_FRACTION = _number(
+    lambda value: 0 <= value and np.float32(value) < 1,
+    'a number from 0 to below 1, in float32',
+)
 _SHARE = _number(lambda value: 0 <= value <= 1, 'a number from 0 to 1')
 _FEATURES = _int(1, 2**20)
 _DTYPE = _choice('float32', 'bfloat16')
@@ -122,9 +129,7 @@ RULES: dict[str, Rule] = {
     ),
     'fade.duration': Rule(_is_duration, durations.ALLOWED),
     'fade.scale': _SHARE,
-    'optim.learning_rate': _number(
-        lambda value: 0 < value < 3e38, 'a number above 0, within float32'
-    ),
+    'optim.learning_rate': _POSITIVE,
     'optim.rate_scaling': _choice(*RATE_SCALINGS),
     'optim.reference_batch_size': _int(1),
     'optim.schedule': _choice(*SCHEDULES),

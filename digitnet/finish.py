@@ -20,6 +20,7 @@ from digitnet.metrics import Metrics
 from digitnet.model import DigitNet
 from digitnet.progress import Progress
 from digitnet.scored import Scored
+from digitnet.steps import Examples
 from digitnet.workdir import Workdir
 
 
@@ -74,7 +75,10 @@ def score_and_write(
 
   def score(split):
     return evaluate(
-        eval_step, parallel.replicate(params), split, config.eval_batch_size
+        eval_step,
+        parallel.replicate(params),
+        parallel.replicate(Examples(split.images, split.labels)),
+        config.eval_batch_size,
     )
 
   test_metrics, logits = Metrics(), None

@@ -37,13 +37,8 @@ def begin_run(
   """
   run = Workdir(workdir)
   check_is_new(run)
-  optimizer = optim.make_optimizer(
-      optim.make_schedule('constant', config.optim.learning_rate, 1, 0),
-      config.optim.b1,
-      config.optim.b2,
-      config.optim.eps,
-      config.optim.weight_decay,
-  )
+  # The optimizer's first state is the same for any number of steps.
+  _, optimizer = optim.make(config.optim, config.batch_size, 1, 0)
   state = steps.init_state(params, optimizer, config.optim.average_decay > 0)
   with run.claimed(config), Checkpoints(run.checkpoints) as checkpoints:
     checkpoints.save(state, Progress(dataset.fingerprint, machine.shape()))

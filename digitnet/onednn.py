@@ -15,7 +15,6 @@ from collections.abc import Callable
 import contextlib
 import functools
 import math
-import pathlib
 import platform
 import sys
 import threading
@@ -24,6 +23,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from digitnet import machine
 from digitnet import products
 
 # The last option keeps products from YNNPACK, which would otherwise take them first.
@@ -53,7 +53,8 @@ def is_available(operand_dtype: str) -> bool:
   if jax.default_backend() != 'cpu' or not _is_known():
     return False
   # Without instructions for bfloat16, oneDNN multiplies such numbers one by one.
-  return operand_dtype == 'float32' or not _BFLOAT16_FLAGS.isdisjoint(_processor_flags())
+  flags = machine.processor().get('flags', '').split()
+  return operand_dtype == 'float32' or not _BFLOAT16_FLAGS.isdisjoint(flags)
 
 
 def jit(function: Callable) -> Callable:
@@ -108,12 +109,6 @@ def _is_known():
   except jax.errors.JaxRuntimeError:
     return False
   return True
-
-
-@functools.cache
-def _processor_flags():
-  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  return next((line.split() for line in lines if line.startswith('flags')), [])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -182,9 +177,9 @@ def _kernel_grads(images, grads, size):
   """The kernel gradient, [K_h, K_w, C_in, C_out] float32, for `size` = (K_h, K_w).
 
   These are forward convolutions whose kernel is a chunk of the gradients, as large as the
-  images, and whose input channels are the images of that chunk. JAX's own transpose of a convolution
-  lays out arrays in orders from which oneDNN, as XLA calls it, may compute wrong numbers
-  (seen with eight images of one channel).
+  images, and whose input channels are the images of that chunk. JAX's own transpose of a
+  convolution lays out arrays in orders from which oneDNN, as XLA calls it, may compute wrong
+  numbers (seen with eight images of one channel).
   """
   if images.shape[-1] < _MANY_CHANNELS:
     return _kernel_grads_of_few_channels(images, grads, size)

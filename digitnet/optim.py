@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import ml_collections
 import optax
 
 
@@ -21,8 +22,9 @@ def _one_cycle(peak, total_steps, warmup_steps):
   # then down to nearly zero, both along a cosine.
   if total_steps <= warmup_steps or not warmup_steps:
     return _cosine(peak, total_steps, warmup_steps)
-  return optax.cosine_onecycle_schedule(
-      total_steps, peak, pct_start=warmup_steps / total_steps
+  # As `optax.cosine_onecycle_schedule`, whose `pct_start` may round the peak to a step early.
+  return optax.piecewise_interpolate_schedule(
+      'cosine', peak / 25, {warmup_steps: 25.0, total_steps: 1 / (25 * 1e4)}
   )
 
 
@@ -69,6 +71,36 @@ def scale_rate(
   return learning_rate * RATE_SCALINGS[scaling](batch_size / reference)
 
 
+def make(
+    optim_config: ml_collections.ConfigDict,
+    batch_size: int,
+    total_steps: int,
+    warmup_steps: int,
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+  """Makes the schedule and the optimizer of a config.
+
+  Args:
+    optim_config: the config's `optim`.
+    batch_size: images per update.
+    total_steps: updates in the whole run.
+    warmup_steps: updates over which the learning rate rises.
+  """
+  peak = scale_rate(
+      optim_config.learning_rate,
+      optim_config.rate_scaling,
+      batch_size,
+      optim_config.reference_batch_size,
+  )
+  schedule = make_schedule(optim_config.schedule, peak, total_steps, warmup_steps)
+  return schedule, make_optimizer(
+      schedule,
+      optim_config.b1,
+      optim_config.b2,
+      optim_config.eps,
+      optim_config.weight_decay,
+  )
+
+
 def make_schedule(
     name: str, learning_rate: float, total_steps: int, warmup_steps: int
 ) -> optax.Schedule:
@@ -101,7 +133,7 @@ def make_optimizer(
     is_decayed = weight_decay and path[-1].key == 'kernel'
     return update + weight_decay * param if is_decayed else update
 
-  # Not a separate transform in the chain, which would change the state's structure.
+  # Not `optax.adamw`, whose state has another structure: older checkpoints would not fit.
   def update_and_decay(updates, state, params):
     updates, state = adam.update(updates, state, params)
     return jax.tree_util.tree_map_with_path(decay, updates, params), state

@@ -81,18 +81,18 @@ def without_device_axis(tree):
 def replicate(tree):
   """Copies each array to every local device: [local devices, ...].
 
-  `flax.jax_utils.replicate` would first stack all copies on one device. Its mesh
-  also has a different axis name from pmap's, so that the first step would be
-  compiled twice.
+  `flax.jax_utils.replicate` would first stack all copies on one device. The axis has
+  the name that pmap gives it; otherwise the first step would be compiled twice.
   """
   devices = jax.local_devices()
   mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
   sharding = jax.NamedSharding(mesh, jax.P(AXIS))
 
   def replicate_one(x):
-    copies = [jax.device_put(x[None], device) for device in devices]
+    x = x[None]
+    copies = [jax.device_put(x, device) for device in devices]
     return jax.make_array_from_single_device_arrays(
-        (len(devices), *x.shape), sharding, copies
+        (len(devices), *x.shape[1:]), sharding, copies
     )
 
   return jax.tree.map(replicate_one, tree)

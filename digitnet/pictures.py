@@ -1,4 +1,4 @@
-"""Pictures of a run: functions that take arrays and return matplotlib figures.
+"""Figures of runs, comparisons and benchmarks: functions of arrays, by matplotlib.
 
 The colours are Okabe and Ito's, which colour-blind people can tell apart ("Color universal
 design", 2008). Except for the runs in `curves`, what differs in colour also differs in line,

@@ -16,7 +16,8 @@ class Plan:
   """The durations and intervals of a run, in updates.
 
   Attributes:
-    steps_per_epoch: updates per epoch, which is one or more passes over the train split.
+    steps_per_epoch: updates per epoch.
+    passes_per_epoch: whole passes over the train split that an epoch consists of.
     last_step: updates in the whole run.
     warmup: updates over which the learning rate rises.
     fade: final updates with weaker augmentation.
@@ -24,6 +25,7 @@ class Plan:
   """
 
   steps_per_epoch: int
+  passes_per_epoch: int
   last_step: int
   warmup: int
   fade: int
@@ -39,6 +41,7 @@ class Plan:
     )
     return cls(
         steps_per_epoch,
+        steps_per_epoch // batches.num_steps_per_pass(num_train, config.batch_size),
         last_step=to_steps(config.duration, steps_per_epoch),
         warmup=to_steps(config.optim.warmup, steps_per_epoch),
         fade=to_steps(config.fade.duration, steps_per_epoch),

@@ -1,7 +1,5 @@
 """The state that a run starts from: its newest good checkpoint, or fresh parameters."""
 
-import json
-
 import jax
 import optax
 
@@ -54,11 +52,10 @@ def fresh_or_resumed(
         f'the data are not those the run began with ({progress.dataset} ->'
         f' {dataset.fingerprint}); bring them back, or name another --workdir'
     )
-  if progress.machine not in (None, here):
-    old, new = (json.dumps(shape) for shape in (progress.machine, here))
+  if changes := machine.differences(progress.machine or {}, here):
     warn(
-        f'resuming on {new}, begun on {old}: the result may differ in its last bits from'
-        ' that of an uninterrupted run'
+        f'resuming on another machine ({changes}): the result may differ in its last bits'
+        ' from that of an uninterrupted run'
     )
   progress.machine = here
   return state, progress

@@ -79,7 +79,7 @@ def train_and_evaluate(
     else:
       results = _train_and_evaluate(config, run)
   results_lib.show(results)
-  if results['test'] is None and run.predictions.exists():
+  if config.score_test and results['test'] is None and run.predictions.exists():
     say(f'the test split has no labels; its predictions, to submit: {run.predictions}')
   say(f'left in {run.path}')
   return results
@@ -131,7 +131,9 @@ def train(
   Raises:
     UserError, TrainingFailed, Stopped: see `train_and_evaluate`.
   """
-  schedule, optimizer = _make_optimizer(config.optim, config.batch_size, plan)
+  schedule, optimizer = optim.make(
+      config.optim, config.batch_size, plan.last_step, plan.warmup
+  )
   state, progress = start.fresh_or_resumed(
       checkpoints,
       model,
@@ -152,6 +154,7 @@ def train(
       f'{jax.device_count()} x {jax.devices()[0].device_kind};'
       f' {plan.last_step:,} steps of {config.batch_size} images,'
       f' {plan.steps_per_epoch:,} an epoch'
+      + (f' of {plan.passes_per_epoch} passes' if plan.passes_per_epoch > 1 else '')
       + (f'; resuming after step {step:,}' if step else '')
   )
   if cluster.is_main():
@@ -252,33 +255,23 @@ def _warn_of_waste(config, plan, model):
         f'config.optim.warmup={config.optim.warmup!r}: the learning rate rises to the end'
         f' of this run ({plan.last_step:,} steps); name a shorter one, or train for longer'
     )
+  # The last evaluation comes too late to change anything.
+  num_evaluations = (plan.last_step - 1) // plan.eval_every
+  if (
+      config.optim.schedule == 'plateau'
+      and num_evaluations <= config.optim.plateau_patience
+  ):
+    warn(
+        f"config.optim.schedule='plateau': the learning rate cannot fall in this run, which"
+        f' has {num_evaluations} evaluations before its end; name a shorter'
+        ' config.eval_every'
+    )
   is_on_cpu = jax.default_backend() == 'cpu'
   if model.dtype == 'bfloat16' and is_on_cpu and not model.by_onednn:
     warn(
         "config.model.dtype='bfloat16': may be slower than 'float32' here; it is quick on"
         ' CPUs with AMX or AVX-512 BF16, with JAX 0.11 or later, in one process'
     )
-
-
-def _make_optimizer(optim_config, batch_size, plan):
-  schedule = optim.make_schedule(
-      optim_config.schedule,
-      optim.scale_rate(
-          optim_config.learning_rate,
-          optim_config.rate_scaling,
-          batch_size,
-          optim_config.reference_batch_size,
-      ),
-      plan.last_step,
-      plan.warmup,
-  )
-  return schedule, optim.make_optimizer(
-      schedule,
-      optim_config.b1,
-      optim_config.b2,
-      optim_config.eps,
-      optim_config.weight_decay,
-  )
 
 
 def _make_train_step(config, plan, model, optimizer, schedule):

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+from digitnet import parallel
 from digitnet import results as results_lib
+from digitnet import steps
 from digitnet.console import say
 from digitnet.data.corpus import Split
 from digitnet.errors import Stopped
@@ -27,7 +29,8 @@ class Validation:
       progress: Progress,
   ):
     self._plan, self._log, self._progress = plan, log, progress
-    self._eval_step, self._split, self._batch_size = eval_step, split, batch_size
+    self._eval_step, self._batch_size = eval_step, batch_size
+    self._examples = parallel.replicate(steps.Examples(split.images, split.labels))
 
   def is_due(self, step: int) -> bool:
     """Whether `step` must be validated, also after a signal cut its validation short."""
@@ -50,7 +53,7 @@ class Validation:
     """
     try:
       metrics, _ = evaluate(
-          self._eval_step, params, self._split, self._batch_size, stop.check
+          self._eval_step, params, self._examples, self._batch_size, stop.check
       )
     except Stopped:
       if stop.signum is None:

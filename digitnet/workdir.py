@@ -80,9 +80,10 @@ class Workdir:
       yield
 
   def holds_a_run(self) -> bool:
-    """Whether a run has saved anything here."""
+    """Whether a run has saved anything here; a first save that was cut short is nothing."""
     return self.results.exists() or (
-        self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        self.checkpoints.is_dir()
+        and any('tmp' not in path.name for path in self.checkpoints.iterdir())
     )
 
   def _find_changes(self, config, allow_changes):
@@ -118,6 +119,9 @@ class Workdir:
       history.append(self.new_changes)
     write_atomically(self._changes, json.dumps(history, indent=2) + '\n')
     self.results.unlink(missing_ok=True)
+    # They are of the earlier network, and there are none of the next if the test split stays
+    # sealed.
+    self.predictions.unlink(missing_ok=True)
     self._write_config(config)
 
   def _write_config(self, config):

@@ -439,15 +439,9 @@ def _write_inputs(folder, num_images):
 
 def _machine():
   """For example '2 cores of AMD EPYC', followed by the GPU if there is one."""
-  name = platform.processor() or platform.machine()
-  cpuinfo = pathlib.Path('/proc/cpuinfo')
-  if cpuinfo.exists():
-    for line in cpuinfo.read_text().splitlines():
-      if line.startswith('model name'):
-        name = line.split(':')[1].strip()
-        break
   from digitnet import machine
 
+  name = machine.processor().get('model name', platform.machine())
   text = f'{machine.num_cores()} cores of {name}'
   devices = machine.devices()
   if devices['platform'] != 'cpu':

@@ -28,6 +28,9 @@ from digitnet import errors
         (RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'), 2,
          'digitnet: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.);'
          ' take a smaller batch_size or eval_batch_size, or more accumulation\n'),
+        (MemoryError('Unable to allocate 8 GiB'), 2,
+         'digitnet: out of memory (Unable to allocate 8 GiB);'
+         ' take a smaller batch_size or eval_batch_size, or more accumulation\n'),
     ],
 )
 def test_exit_codes(capsys, error, code, line):

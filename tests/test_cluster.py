@@ -190,6 +190,30 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_a_line(join, fault):
   assert seen.patience.finished.is_set()
 
 
+@pytest.mark.parametrize('fault', [ValueError('no coordinator'), OSError('no metadata')])
+@pytest.mark.parametrize('launcher, hosts', [('Cloud TPU', 1), ('Cloud TPU', 2), ('Slurm', 1)])
+def test_a_tpu_without_metadata_trains_alone_if_it_is_alone(
+    monkeypatch, capsys, fault, launcher, hosts
+):
+  """One machine with chips but without metadata cannot train; or each host of a slice does so
+  for itself."""
+
+  def initialize(*_, **__):
+    raise fault
+
+  monkeypatch.setattr(cluster, 'launcher', lambda: launcher)
+  monkeypatch.setattr(cluster.jax.distributed, 'initialize', initialize)
+  monkeypatch.setattr(cluster, 'count', lambda: hosts)
+  if (launcher, hosts) == ('Cloud TPU', 1):
+    cluster.start(None, None, None, timeout=5)
+    assert f'training on this host alone: no cluster was found ({fault})' in (
+        capsys.readouterr().err
+    )
+    return
+  with pytest.raises(TrainingFailed, match=f'cannot join the address that {launcher} gives'):
+    cluster.start(None, None, None, timeout=5)
+
+
 @pytest.mark.parametrize(
     'given, says',
     [

@@ -182,6 +182,22 @@ def test_a_number_of_four_hundred_digits_is_refused():
     assert not config_lib.RULES['optim.weight_decay'].holds(number)
 
 
+@pytest.mark.parametrize(
+    'name, value, nearest',
+    [
+        ('optim.eps', 1e-50, 1e-30),
+        ('optim.b2', 0.9999999999, 0.9999999),
+        ('optim.learning_rate', 1e-46, 1e-37),
+        ('optim.clip_norm', 1e-50, 0.0),
+        ('optim.weight_decay', 1e300, 1e38),
+    ],
+)
+def test_numbers_are_as_the_devices_will_have_them(name, value, nearest):
+  """A number becomes 0, 1 or infinite on the device: NaN losses, or nothing is learnt."""
+  assert not config_lib.RULES[name].holds(value)
+  assert config_lib.RULES[name].holds(nearest)
+
+
 def test_too_many_blocks_are_refused():
   """Pooling reaches 0x0, and the network sees nothing."""
   config = default.get_config()

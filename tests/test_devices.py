@@ -13,7 +13,6 @@ import numpy as np
 from tests.conftest import TINY, random_params
 from configs import default
 from digitnet import metrics_log, model, parallel, steps, train
-from digitnet.data.corpus import Split
 from digitnet.evaluate import evaluate
 
 def curve(dtype, mixup):
@@ -34,7 +33,7 @@ def curve(dtype, mixup):
   }
 
 def evaluation():
-  net = model.DigitNet(((2,),), (3,), (0.5,), (4,), (0.5,), 'float32', 'float32', 'float32')
+  net = model.DigitNet(((2,),), (3,), (0.5,), (4,), (0.5,), 'float32', 'float32')
   params = random_params(net)
   images = np.random.default_rng(0).integers(0, 256, (4200, 28, 28, 1), np.uint8)
   labels = (np.arange(4200) % 10).astype(np.int32)
@@ -42,7 +41,8 @@ def evaluation():
   # Around one batch, and many with a tail; each number is compiled anew.
   for batch_size, n in ((8, 1), (8, 7), (8, 8), (8, 9), (64, 4200)):
     metrics, logits = evaluate(eval_step, parallel.replicate(params),
-                               Split(images[:n], labels[:n]), batch_size)
+                               parallel.replicate(steps.Examples(images[:n], labels[:n])),
+                               batch_size)
     rows = metrics.confusion.sum(axis=1)
     assert (rows == np.bincount(labels[:n], minlength=10)).all(), n
     assert metrics.num_examples == n and logits.shape == (n, 10), n

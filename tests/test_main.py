@@ -31,6 +31,7 @@ def _assert_one_line(process, *parts):
         (['--config=configs/ablations.py:none'], ["digitnet: configs/ablations.py has no 'none'", 'no_dropout']),
         (['--config=README.md'], ['README.md, line']),
         (['--config.model.kernel_sizes=(5,3)'] * 2, ['config.model.kernel_sizes: given twice']),
+        (['--config.model.kernel_sizes', '(5,3)'] * 2, ['config.model.kernel_sizes: given twice']),
         (['--confg=configs/quick.py'], ['confg']),
         (['configs/quick.py'], ['unexpected argument', 'configs/quick.py']),
         (['--config.data.source=idx', '--config.data.dir=/nowhere'], ['/nowhere', 'no such folder']),

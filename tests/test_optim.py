@@ -43,6 +43,17 @@ def test_shapes_after_the_peak():
   assert _rates('cosine')[0] == pytest.approx(1 / 20)
 
 
+def test_one_cycle_peaks_after_its_warmup():
+  """A fraction is rounded, so the peak comes a step early and a warmup of one step never."""
+  for total in (49, 98, 103):
+    rates = _rates('one_cycle', total=total, warmup=1)
+    assert rates[0] == pytest.approx(1 / 25) and rates[1] == pytest.approx(1)
+  optaxs = optax.cosine_onecycle_schedule(100, 1.0, pct_start=0.25)
+  np.testing.assert_array_equal(
+      _rates('one_cycle', warmup=25), [float(optaxs(step)) for step in range(100)]
+  )
+
+
 @pytest.mark.parametrize(
     'errors, scale',
     [

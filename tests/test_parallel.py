@@ -53,7 +53,7 @@ import jax, jax.numpy as jnp, numpy as np
 from digitnet import augment, model, optim, parallel, steps
 from tests.conftest import random_params
 net = model.for_training(
-    model.DigitNet(((2,),), (3,), (0.5,), (4,), (0.5,), 'bfloat16', 'bfloat16', 'bfloat16')
+    model.DigitNet(((2,),), (3,), (0.5,), (4,), (0.5,), 'bfloat16', 'bfloat16')
 )
 schedule = optim.make_schedule('constant', 0.01, 10, 0)
 optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)

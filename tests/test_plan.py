@@ -40,6 +40,27 @@ def test_more_steps_than_can_be_counted_are_refused(field, value):
     Plan.make(config, 37_800)
 
 
+def test_an_epoch_of_several_passes_is_told():
+  """Someone who doubles the batch size trains for twice as long, and does not notice."""
+  config = default.get_config()
+  assert Plan.make(config, 37_800).passes_per_epoch == 1
+  config.batch_size = 1024
+  assert Plan.make(config, 37_800).passes_per_epoch == 2
+
+
+@pytest.mark.parametrize('config', [speedrun, record])
+def test_a_longer_run_is_still_evaluated_at_its_end_only(config):
+  """It keeps the luckier of two evaluations; or a shorter interval makes the run shorter."""
+  longer = config.get_config()
+  longer.duration = '1000 epochs'
+  plan = Plan.make(longer, 37_800)
+  assert plan.eval_every == plan.last_step
+  often = config.get_config()
+  often.eval_every = '1 epochs'
+  assert often.duration == config.get_config().duration
+  assert Plan.make(often, 37_800).eval_every == plan.steps_per_epoch
+
+
 def test_a_part_of_an_epoch_is_told():
   """Epochs in the log are rounded to whole numbers, so the curves have jumps."""
   assert Plan.make(quick.get_config(), 970).epoch(36) == 36 / 48

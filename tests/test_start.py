@@ -26,8 +26,8 @@ def test_another_seed_begins_with_another_network(tiny_config):
   assert first == again != other
 
 
-def test_a_resumed_run_names_its_new_machine(monkeypatch):
-  """The next resume says that the machine has changed when it has not."""
+def test_a_resumed_run_names_its_new_machine(monkeypatch, capsys):
+  """Or the next resume says that the machine has changed when it has not."""
   monkeypatch.setattr(cluster, 'arrays_from_main', lambda tree, like: tree)
   monkeypatch.setattr(start.jax, 'eval_shape', lambda init: None)
   saved = (object(), Progress('data', {'count': 99}))
@@ -35,3 +35,23 @@ def test_a_resumed_run_names_its_new_machine(monkeypatch):
   data = types.SimpleNamespace(fingerprint='data')
   _, progress = start.fresh_or_resumed(checkpoints, None, None, 0, data, False)
   assert progress.machine == machine.shape()
+  assert 'on another machine (count: 99 -> ' in capsys.readouterr().err
+  saved = (object(), progress)
+  start.fresh_or_resumed(checkpoints, None, None, 0, data, False)
+  assert not capsys.readouterr().err
+
+
+def test_another_processor_is_another_machine(monkeypatch):
+  """A run moves to a processor that rounds otherwise, and nobody learns why its bits differ."""
+  monkeypatch.setattr(machine.jax, 'default_backend', lambda: 'cpu')
+  monkeypatch.setattr(
+      machine, 'processor', lambda: {'model name': 'A', 'flags': 'fpu avx512_bf16 avx'}
+  )
+  one = machine.shape()
+  assert one['processor'] == 'A' and one['vectors'] == 'avx avx512_bf16'
+  monkeypatch.setattr(machine, 'processor', lambda: {'model name': 'A', 'flags': 'fpu avx'})
+  changes = machine.differences(one, machine.shape())
+  assert changes == 'vectors: avx avx512_bf16 -> avx'
+  # Runs of before knew less of their machine.
+  del one['vectors']
+  assert not machine.differences(one, machine.shape())

@@ -126,11 +126,23 @@ def test_missing_files_are_named(tmp_path):
     tfds_source.load(str(tmp_path), str(tmp_path))
 
 
+def _publish_at(port, monkeypatch):
+  """From now on MNIST's address leads to this port; TFDS still knows it by its name."""
+  urlopen = tfds_source.urllib.request.urlopen
+  monkeypatch.setattr(
+      tfds_source.urllib.request,
+      'urlopen',
+      lambda url, **options: urlopen(
+          url.replace(idx.URL, f'http://127.0.0.1:{port}/'), **options
+      ),
+  )
+
+
 def test_no_network_is_said_within_bounds(tmp_path, monkeypatch):
   """An address that never answers holds up the run for minutes."""
   with socket.create_server(('127.0.0.1', 0)) as silent:
     port = silent.getsockname()[1]
-    monkeypatch.setattr(tfds_source, '_URL', f'http://127.0.0.1:{port}/')
+    _publish_at(port, monkeypatch)
     monkeypatch.setattr(tfds_source, '_FIRST_SECONDS', 1)
     started = time.monotonic()
     with pytest.raises(tfds_source.NetworkUnavailable, match='manual_dir'):
@@ -150,7 +162,7 @@ def serve(monkeypatch):
     servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler))
     threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
     port = servers[-1].server_address[1]
-    monkeypatch.setattr(tfds_source, '_URL', f'http://127.0.0.1:{port}/')
+    _publish_at(port, monkeypatch)
 
   yield start
   for server in servers:

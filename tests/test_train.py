@@ -101,7 +101,7 @@ def test_metrics_lines(finished):
   # 16 steps are one pass over 970 images: 15 full batches and one of ten.
   assert [x['num_examples'] for x in by_split['train']] == [320, 320, 320, 266]
   plan = Plan.make(config, 970)
-  schedule, _ = train._make_optimizer(config.optim, config.batch_size, plan)
+  schedule, _ = optim.make(config.optim, config.batch_size, plan.last_step, plan.warmup)
   assert [x['learning_rate'] for x in by_split['train']] == pytest.approx(
       [float(schedule(x['step'] - 1)) for x in by_split['train']], rel=1e-4
   )
@@ -145,6 +145,18 @@ def test_finished_run_is_not_run_again(finished, capsys):
   assert (workdir / 'config.json').read_bytes() == stored
   assert 'this run is finished' in capsys.readouterr().out
   assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_predictions_of_before_do_not_pass_for_those_of_a_sealed_run(
+    tiny_config, tmp_path, capsys
+):
+  """The submission named at the end is another network's."""
+  config = tiny_config({'duration': '6 steps'})
+  train.train_and_evaluate(config, str(tmp_path))
+  config.score_test = False
+  results = train.train_and_evaluate(config, str(tmp_path), allow_changes=True)
+  assert results['test'] is None and not (tmp_path / 'predictions.csv').exists()
+  assert 'to submit' not in capsys.readouterr().out
 
 
 def test_workdir_of_another_run_is_refused(finished, tiny_config):
@@ -280,7 +292,7 @@ def test_every_knob_of_the_step_reaches_it(tiny_config, monkeypatch):
       'optim.clip_norm': 2.0, 'optim.label_smoothing': 0.1, 'optim.average_decay': 0.9,
   })  # fmt: skip
   plan = Plan.make(config, 970)
-  schedule, optimizer = train._make_optimizer(config.optim, config.batch_size, plan)
+  schedule, optimizer = optim.make(config.optim, config.batch_size, plan.last_step, plan.warmup)
   train._make_train_step(config, plan, model_lib.DigitNet(**config.model), optimizer, schedule)
   wanted = dict(
       name='cosine', learning_rate=0.02, total_steps=20, warmup_steps=5, b1=0.8, b2=0.7,
@@ -422,6 +434,8 @@ def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tm
         ({'duration': '6 steps'}, ''),
         ({'duration': '5 steps'}, 'rises to the end of this run (5 steps)'),
         ({'model.dtype': 'bfloat16'}, "slower than 'float32' here"),
+        ({'optim.schedule': 'plateau', 'eval_every': '4 steps'}, ''),
+        ({'optim.schedule': 'plateau', 'eval_every': '5 steps'}, '3 evaluations before its end'),
     ],
 )
 def test_what_is_hardly_meant_is_warned_of(overrides, says, tiny_config, monkeypatch, capsys):

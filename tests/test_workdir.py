@@ -22,6 +22,8 @@ def test_claim_before_anything_is_saved_takes_a_new_config(tiny_config, tmp_path
   assert json.loads(run.config.read_text())['seed'] == 7
   run.checkpoints.mkdir()
   _claim(run, tiny_config({'seed': 8}))  # exists, but is empty
+  (run.checkpoints / '10.orbax-checkpoint-tmp').mkdir()
+  _claim(run, tiny_config({'seed': 9}))  # killed in its first save
 
 
 def test_claim_of_another_run_names_the_changes(tiny_config, tmp_path):
@@ -71,6 +73,7 @@ def test_a_kill_while_changes_are_adopted(tiny_config, tmp_path, monkeypatch):
   _claim(run, tiny_config())
   (run.checkpoints / '10').mkdir(parents=True)
   run.results.write_text('{}')
+  run.predictions.write_text('of the old network')
   new = tiny_config({'seed': 8})
 
   def die(config):
@@ -83,3 +86,4 @@ def test_a_kill_while_changes_are_adopted(tiny_config, tmp_path, monkeypatch):
       with pytest.raises(KeyboardInterrupt):
         run.adopt_changes(new)
     assert run.config_changes == [['seed: 0 -> 8']] and not run.results.exists()
+    assert not run.predictions.exists()

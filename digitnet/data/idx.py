@@ -16,7 +16,12 @@ FILES = {
     'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
 }
 
-# SHA-256 of the four decompressed files, in the order of `FILES`. Other files are
+NAMES = [name for pair in FILES.values() for name in pair]
+
+# Where the four are published, each gzipped.
+URL = 'https://storage.googleapis.com/cvdf-datasets/mnist/'
+
+# SHA-256 of the four decompressed files, in the order of `NAMES`. Other files are
 # still read, but not named MNIST.
 _MNIST_DIGESTS = (
     'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',

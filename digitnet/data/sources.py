@@ -82,8 +82,7 @@ def _auto(data_dir, manual_dir, say):
     if any((folder / name).is_file() for name in (kaggle.TRAIN, kaggle.TEST)):
       say(f'data: auto takes kaggle, whose CSV files are in {folder}')
       return 'kaggle', kaggle.load(folder)
-    names = [name for pair in idx.FILES.values() for name in pair]
-    if any(idx.find(folder, name) for name in names):
+    if any(idx.find(folder, name) for name in idx.NAMES):
       say(f'data: auto takes idx, whose files are in {folder}')
       return 'idx', idx.load(folder)
     not_there = f'; {folder} holds no CSV or IDX files'

@@ -12,8 +12,6 @@ import tensorflow_datasets as tfds
 from digitnet.data import files
 from digitnet.data import idx
 
-_URL = 'https://storage.googleapis.com/cvdf-datasets/mnist/'
-
 
 class DigitnetMnist(tfds.core.GeneratorBasedBuilder):
   """MNIST (LeCun, Cortes and Burges), in its publishers' order."""
@@ -32,8 +30,7 @@ class DigitnetMnist(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager):
-    names = [name for pair in idx.FILES.values() for name in pair]
-    paths = dl_manager.download({name: f'{_URL}{name}.gz' for name in names})
+    paths = dl_manager.download({name: f'{idx.URL}{name}.gz' for name in idx.NAMES})
     return {
         part: self._generate_examples(*(paths[name] for name in pair))
         for part, pair in idx.FILES.items()

@@ -15,11 +15,9 @@ from digitnet.data.corpus import Corpus
 from digitnet.data.corpus import Split
 from digitnet.errors import UserError
 
-_URL = 'https://storage.googleapis.com/cvdf-datasets/mnist/'
 # The smallest file first, since it shows whether there is a network at all.
 _NAMES = sorted(
-    (f'{name}.gz' for pair in idx.FILES.values() for name in pair),
-    key=lambda name: ('images' in name, name),
+    (f'{name}.gz' for name in idx.NAMES), key=lambda name: ('images' in name, name)
 )
 # Limit for the whole first file: without a network, even a name lookup can hang.
 _FIRST_SECONDS = 20
@@ -122,7 +120,7 @@ def _fetch_one(path, outcome):
   temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
   try:
     with urllib.request.urlopen(
-        _URL + path.name, timeout=_READ_SECONDS
+        idx.URL + path.name, timeout=_READ_SECONDS
     ) as reply:
       temporary.write_bytes(reply.read())
     temporary.replace(path)
