@@ -6,6 +6,11 @@ import jax
 from jax import numpy as jnp
 from jax.scipy import ndimage
 
+# Numbers that fold into an example's key, so that each change has its own draws, and turning
+# one on does not alter another's. What runs have drawn depends on them. The affine changes
+# draw from the key itself.
+_THICKNESS, _ELASTIC, _CUTOUT, _NOISE, _MIXUP, _INVERSION = range(1, 7)
+
 # Control points of the elastic displacement along each side.
 _CONTROL_POINTS = 4
 
@@ -56,6 +61,11 @@ class Strengths:
   def is_any(self) -> bool:
     """Whether any change is turned on; `noise_share` alone turns on none."""
     return any(dataclasses.astuple(dataclasses.replace(self, noise_share=0.0)))
+
+  @property
+  def of_views(self) -> 'Strengths':
+    """Without what gives no other view of a digit: noise, inversion and cutout."""
+    return dataclasses.replace(self, noise=0.0, inverted_share=0.0, cutout=0.0)
 
 
 def fade(step: jax.Array, last_step: int, fade_steps: int, end: float) -> jax.Array:
@@ -128,7 +138,7 @@ def mix(
     return images, jnp.zeros(len(images), jnp.int32), jnp.zeros(len(images))
 
   def draw(key):
-    of_place, of_share = jax.random.split(jax.random.fold_in(key, 5))
+    of_place, of_share = jax.random.split(jax.random.fold_in(key, _MIXUP))
     alpha = strengths.mixup * scale
     share = jax.random.beta(of_share, alpha, alpha)
     # The image itself gets the larger share, so that an alpha of 0 leaves it unchanged.
@@ -141,10 +151,9 @@ def mix(
 
 
 def _augment_one(image, key, strengths, scale):
-  # Each change has its own draws, so that turning one on does not alter another's.
   if strengths.thickness:
     image = _change_thickness(
-        image, jax.random.fold_in(key, 1), strengths.thickness * scale
+        image, jax.random.fold_in(key, _THICKNESS), strengths.thickness * scale
     )
   if any((
       strengths.rotation, strengths.zoom, strengths.shear, strengths.translation,
@@ -153,20 +162,20 @@ def _augment_one(image, key, strengths, scale):
     places = _affine_places(image.shape[:2], key, strengths, scale)
     if strengths.elastic:
       places += _displacements(
-          image.shape[:2], jax.random.fold_in(key, 2), strengths.elastic * scale
+          image.shape[:2], jax.random.fold_in(key, _ELASTIC), strengths.elastic * scale
       )
     image = _sample(image, places)
   if strengths.noise:
     image = _add_noise(
         image,
-        jax.random.fold_in(key, 4),
+        jax.random.fold_in(key, _NOISE),
         strengths.noise * scale,
         strengths.noise_share,
     )
   if strengths.cutout:
-    image = _cut_out(image, jax.random.fold_in(key, 3), strengths.cutout * scale)
+    image = _cut_out(image, jax.random.fold_in(key, _CUTOUT), strengths.cutout * scale)
   if strengths.inverted_share:
-    draw = jax.random.uniform(jax.random.fold_in(key, 6))
+    draw = jax.random.uniform(jax.random.fold_in(key, _INVERSION))
     image = jnp.where(draw < strengths.inverted_share * scale, 1 - image, image)
   return image
 

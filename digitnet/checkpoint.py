@@ -437,6 +437,6 @@ def _check_fits(name, saved, like):
     pairs = zip([*ours, 'nothing'], [*theirs, 'nothing'])
     wanted, found = next((a, b) for a, b in pairs if a != b)
     raise Damaged(
-        f'{name}: does not fit the network of this config, which has {wanted}'
-        f' where it has {found}'
+        f'{name}: does not fit the network or the optimizer of this config, which'
+        f' has {wanted} where it has {found}'
     )

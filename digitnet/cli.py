@@ -53,6 +53,7 @@ def run(main: Callable[[], None]) -> int:
     # File names may hold any bytes, which are printed as they are.
     sys.stdout.reconfigure(errors='surrogateescape')
   try:
+    _check_checkout()
     main()
     sys.stdout.flush()
     return 0
@@ -83,6 +84,17 @@ def run(main: Callable[[], None]) -> int:
       )
     traceback.print_exc()
     return 1
+
+
+def _check_checkout():
+  """An environment may have the package of another checkout than that of the script."""
+  package = pathlib.Path(__file__).resolve().parent
+  root = pathlib.Path(sys.argv[0]).resolve().parent.parent
+  if (root / 'digitnet/cli.py').exists() and root / 'digitnet' != package:
+    raise UserError(
+        f'{sys.argv[0]} would use the package of another checkout, {package}; set'
+        f' PYTHONPATH={root}, or use an environment with this one'
+    )
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

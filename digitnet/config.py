@@ -222,7 +222,10 @@ def validate_network(config: ml_collections.ConfigDict) -> None:
 def _check(values, names):
   for name in names:
     if name not in values:
-      raise UserError(f'config.{name} is missing; configs/default.py has it')
+      raise UserError(
+          f'config.{name} is missing; configs/default.py has it, and if it is a new one,'
+          ' _AS_BEFORE of digitnet/config.py should say what older runs did'
+      )
     if not RULES[name].holds(values[name]):
       raise UserError(
           f'config.{name}={values[name]!r}: must be {RULES[name].allowed}'
@@ -306,7 +309,8 @@ _AS_BEFORE = {
 # Knobs that only runs of an older digitnet have, with the value that does what is done now.
 _GONE = {'model.param_dtype': 'float32'}
 
-# Fields that a saved state depends on: no flag lets a run resume with other values.
+# Fields that a saved state depends on, for example on its shapes: no flag lets a run resume
+# with other values.
 FIXED = frozenset({
     'data.split',
     'data.split_seed',

@@ -96,4 +96,6 @@ class Metrics:
 
   @classmethod
   def from_json(cls, saved: dict) -> Metrics:
+    """The inverse of `to_json`; a sum that did not exist when it was saved begins at 0."""
+    saved = {**cls().to_json(), **saved}
     return cls(saved['loss'], np.asarray(saved['confusion'], np.int64))

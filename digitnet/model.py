@@ -254,15 +254,14 @@ def operand_params(model: DigitNet, params: dict) -> dict:
     params: parameters whose dense kernels are not transposed.
   """
 
-  def as_taken(kernel):
-    if model.transposed and kernel.ndim == 2:
-      kernel = kernel.T
-    return kernel.astype(model.operand_dtype)
+  def as_taken(path, array):
+    if path[-1].key != 'kernel':
+      return array
+    if model.transposed and array.ndim == 2:
+      array = array.T
+    return array.astype(model.operand_dtype)
 
-  return {
-      layer: {**arrays, 'kernel': as_taken(arrays['kernel'])}
-      for layer, arrays in params.items()
-  }
+  return jax.tree_util.tree_map_with_path(as_taken, params)
 
 
 def abstract_params(model: DigitNet) -> dict:
@@ -276,8 +275,10 @@ def layer_table(model: DigitNet) -> list[LayerRow]:
 
   def record(call, args, kwargs, context):
     out = call(*args, **kwargs)
-    if hasattr(context.module, 'label') and context.method_name == '__call__':
-      outputs.append((context.module.label(), context.module.name, out.shape))
+    layer = context.module
+    if len(layer.path) == 1 and context.method_name == '__call__':
+      label = layer.label() if hasattr(layer, 'label') else type(layer).__name__
+      outputs.append((label, layer.name, out.shape))
     return out
 
   with nn.intercept_methods(record):

@@ -38,7 +38,8 @@ def _warmed_up(schedule, peak, warmup_steps):
   return optax.join_schedules([rise, schedule], [warmup_steps])
 
 
-# (peak, total_steps, warmup_steps) -> optax.Schedule. 'plateau' is constant here;
+# (peak, total_steps, warmup_steps) -> optax.Schedule. optax also calls a schedule that it
+# joins to another with counts below 0. 'plateau' is constant here;
 # `plateau_scale` lowers the learning rate from outside the step, after evaluations.
 SCHEDULES = {
     'constant': _constant,

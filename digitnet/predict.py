@@ -19,6 +19,7 @@ from digitnet.data import sources
 from digitnet.data.corpus import Dataset
 from digitnet.errors import UserError
 from digitnet.model import DigitNet
+from digitnet.model import IMAGE_SHAPE
 from digitnet.workdir import Workdir
 
 # Seed of test-time augmentation, the same for every run.
@@ -56,9 +57,7 @@ class Predictor:
     # From the params cast above, so that arrays which stay the same are shared.
     self._infer_params = model_lib.operand_params(model, self._saliency_params)
     self._infer_step = jit(steps.make_infer_step(model))
-    # Noise, cutout and inversion do not give another view of a digit.
-    changes = {**self.config.augment, 'noise': 0.0, 'inverted_share': 0.0, 'cutout': 0.0}
-    strengths = augment.Strengths(**changes)
+    strengths = augment.Strengths(**self.config.augment).of_views
     self._infer_view_step = jit(steps.make_infer_step(model, strengths, _VIEWS_SCALE))
 
   @property
@@ -92,7 +91,15 @@ class Predictor:
 
     Returns:
       [N, 10] float32, rows summing to 1.
+
+    Raises:
+      ValueError: the images have another shape or dtype.
     """
+    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
+      raise ValueError(
+          'images must be [N, 28, 28, 1] uint8, 0 to 255, with N of 1 or more, not'
+          f' {list(images.shape)} {images.dtype}'
+      )
     return np.mean(
         [self._probs_of_view(images, view) for view in range(num_views)], axis=0
     )

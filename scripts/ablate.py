@@ -7,7 +7,7 @@
     python scripts/ablate.py --output=runs/all
 
 A variant is a name in configs/ablations.py, or space-separated KEY=VALUE changes of its
-baseline. Without variants, as in the last command, all names are run, some thirty, which
+baseline; a shell makes a grid of them: optim.learning_rate={1e-3,3e-3}\\ optim.b2={0.9,0.99}. Without variants, as in the last command, all names are run, some thirty, which
 takes days at full length. Each repeat has its own seed and validates on its own tenth of
 the labelled images. Seed and images are the same for all variants, so each variant is
 compared with the baseline by a paired t-test. A tenth is too few images to tell good
@@ -17,13 +17,15 @@ The test split stays sealed unless --score_test is given. Run the same command a
 what is missing and to resume what was stopped.
 
 --output receives the workdir of each run, and ablations.md, ablations.csv and
-ablations.png.
+ablations.png, which hold the variants of the last command alone.
 """
 
 import concurrent.futures
 import csv
 import os
 import pathlib
+import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -93,7 +95,8 @@ def main() -> None:
   rows = summarize(results)
   table = format_table(rows)
   print(table)
-  (args.output / 'ablations.md').write_text(table + '\n')
+  command = shlex.join(['python', 'scripts/ablate.py', *sys.argv[1:]])
+  (args.output / 'ablations.md').write_text(f'{table}\n\n    {command}\n')
   with (args.output / 'ablations.csv').open('w', newline='') as file:
     writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
     writer.writeheader()
@@ -165,7 +168,8 @@ def _config_flags(variant, repeat, args):
   from configs import ablations
 
   if '=' in variant:
-    of_variant = variant.split()
+    # Not at the spaces of a tuple.
+    of_variant = re.split(r'\s+(?=[\w.]+=)', variant.strip())
   else:
     of_variant = [f'{key}={value}' for key, value in ablations.ABLATIONS[variant].items()]
   # The variant's own changes override --set. Each key is passed once, since
@@ -242,6 +246,8 @@ def _run(variant, repeat, args, processes):
   if code == 1 or code < 0:
     print(f'{variant}, repeat {repeat}: failed: {last}', file=sys.stderr, flush=True)
     return None
+  if '--allow_changes' in last:
+    last = f'{workdir} holds a run of another config; name another --output ({last})'
   raise UserError(f'{variant}, repeat {repeat}: {last}')
 
 

@@ -81,6 +81,21 @@ def random_params(net, seed=0):
   return jax.tree.map(draw, model_lib.abstract_params(net))
 
 
+def net_of(**changes):
+  """The default network but for these fields of `DigitNet`."""
+  from digitnet import model as model_lib
+
+  return model_lib.DigitNet(**{**default.get_config().model, **changes})
+
+
+def small_net(width=8, rate=0.0, **changes):
+  """One convolution of three features, and one dense layer."""
+  return net_of(
+      conv_features=((3,),), kernel_sizes=(3,), conv_dropout_rates=(rate,),
+      dense_features=(width,), dense_dropout_rates=(rate,), **changes,
+  )  # fmt: skip
+
+
 @pytest.fixture
 def tiny_config():
   """Builds the default config, shrunk by `TINY`; overrides are given by dotted name."""

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -192,7 +193,13 @@ def test_a_comparison_is_resumed_and_leaves_its_tables(tmp_path, run_python, tin
   assert [row['variant'] for row in rows] == [
       'baseline', 'optim.b2=0.9 optim.b1=0.5',
   ]
-  assert (tmp_path / 'ablations.md').read_text() == first.stdout
+  table, made_by = (tmp_path / 'ablations.md').read_text().split('\n\n')
+  assert table + '\n' == first.stdout
+  assert shlex.split(made_by)[1:] == command
+
+  # Other runs cannot begin there, and the flags that are named are the tool's own.
+  other = run_python(*command, '--set', 'seed=7', env=QUICKLY_COMPILED)
+  assert other.returncode == 2 and 'name another --output' in other.stderr
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
@@ -288,6 +295,17 @@ def test_spread_and_test_score_are_what_they_are_called():
   (row,) = ablate.summarize({'baseline': [_run(10, test(1)), _run(14, test(3))]})
   assert row['std'] == pytest.approx(0.4 / 2**0.5)
   assert row['test_error'] == pytest.approx(1.0)
+
+
+def test_a_variant_is_cut_between_its_changes_only():
+  """A tuple that is written with spaces, as Python writes it, is cut in two."""
+  args = argparse.Namespace(set=[], score_test=False)
+  flags = ablate._config_flags(
+      'model.dense_features=(64, 32)  model.dense_dropout_rates=(0.5, 0.5)', 0, args
+  )
+  assert flags[-2:] == [
+      '--config.model.dense_features=(64, 32)', '--config.model.dense_dropout_rates=(0.5, 0.5)',
+  ]  # fmt: skip
 
 
 def test_folds_take_turns_in_the_number_that_was_set():

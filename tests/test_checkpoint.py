@@ -17,13 +17,11 @@ from digitnet.metrics import Metrics
 from digitnet.progress import Progress
 from etils import epath
 from tests.conftest import random_params
+from tests.conftest import small_net
 
 
 def _state(width=8, step=0, value=None, has_average=False):
-  net = model_lib.DigitNet(
-      ((2,),), (3,), (0.0,), (width,), (0.0,), dtype='float32',
-      matmul_dtype='float32',
-  )
+  net = small_net(width)
   schedule = optim.make_schedule('constant', 0.1, 10, 0)
   state = steps.init_state(
       random_params(net),

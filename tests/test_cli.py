@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import shutil
 import signal
 
 import pytest
 
 from digitnet import cli
 from digitnet import errors
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,17 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_work(text, says):
   """Hours later the results have nowhere to go."""
   with pytest.raises(errors.UserError, match=says):
     cli.folder(text)
+
+
+def test_a_script_of_another_checkout_is_refused(run_python, tmp_path):
+  """Two checkouts share an environment, and one's script knows nothing of its own knobs."""
+  (tmp_path / 'scripts').mkdir()
+  shutil.copy(ROOT / 'scripts/report.py', tmp_path / 'scripts')
+  (tmp_path / 'digitnet').mkdir()
+  shutil.copy(ROOT / 'digitnet/cli.py', tmp_path / 'digitnet')
+  process = run_python(tmp_path / 'scripts/report.py', '--workdir=runs/none')
+  assert process.returncode == 2
+  assert f'of another checkout, {ROOT}/digitnet; set PYTHONPATH={tmp_path}' in process.stderr
 
 
 def test_names_of_files_come_out_as_they_came_in(run_python):

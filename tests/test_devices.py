@@ -10,7 +10,7 @@ import pytest
 _TRAIN_AND_EVALUATE = """
 import json, tempfile
 import numpy as np
-from tests.conftest import TINY, random_params
+from tests.conftest import TINY, random_params, small_net
 from configs import default
 from digitnet import metrics_log, model, parallel, steps, train
 from digitnet.evaluate import evaluate
@@ -33,7 +33,7 @@ def curve(dtype, mixup):
   }
 
 def evaluation():
-  net = model.DigitNet(((2,),), (3,), (0.5,), (4,), (0.5,), 'float32', 'float32')
+  net = small_net(4, 0.5)
   params = random_params(net)
   images = np.random.default_rng(0).integers(0, 256, (4200, 28, 28, 1), np.uint8)
   labels = (np.arange(4200) % 10).astype(np.int32)

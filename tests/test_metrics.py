@@ -63,6 +63,12 @@ def test_json_keeps_every_bit():
   np.testing.assert_array_equal(again.confusion, metrics.confusion)
 
 
+def test_a_sum_that_is_new_begins_at_zero():
+  """Whoever adds a metric can use none of the older checkpoints."""
+  metrics = Metrics.from_json({'confusion': Metrics().confusion.tolist()})
+  assert metrics.loss == 0
+
+
 def test_nothing_counted_is_no_accuracy():
   """An empty split scores 0 or 100 %."""
   with pytest.raises(ValueError, match='no example'):

@@ -247,6 +247,26 @@ def test_operands_are_cast_beforehand(tiny_config):
     assert layer['kernel'].dtype == jnp.bfloat16 and layer['bias'].dtype == jnp.float32
 
 
+class _Normalized(DigitNet):
+  """What a researcher may add: a layer of Flax's own, with other parameters."""
+
+  @nn.compact
+  def __call__(self, images, dropout_keys=None):
+    images = nn.GroupNorm(num_groups=1, name='norm')(images)
+    return nn.Dense(10, name='logits')(images.reshape(len(images), -1))
+
+
+def test_layers_of_others_are_counted_and_left_as_they_are(tiny_config):
+  """A new layer is missing from the total, or the trained network cannot be used."""
+  net = _Normalized(**tiny_config({'model.dtype': 'bfloat16'}).model)
+  rows = model_lib.layer_table(net)
+  assert [(row.layer, row.num_params) for row in rows] == [('GroupNorm', 2), ('Dense', 7850)]
+  params = model_lib.operand_params(net.clone(transposed=True), random_params(net))
+  shapes = {name: (x.shape, x.dtype) for name, x in params['logits'].items()}
+  assert shapes == {'kernel': ((10, 784), jnp.bfloat16), 'bias': ((10,), jnp.float32)}
+  assert {x.dtype for x in params['norm'].values()} == {jnp.dtype('float32')}
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_the_dtype_is_the_configs(tiny_config, dtype):
   """The knob has no effect, or rounds the parameters, whose updates are finer than bfloat16."""

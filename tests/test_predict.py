@@ -61,6 +61,15 @@ def test_probs_of_any_number_of_images(workdir, digits):
   np.testing.assert_allclose(predictor.probs(images[140:]), probs[140:], atol=1e-5)
 
 
+@pytest.mark.parametrize('dtype, shape', [
+    ('float32', (2, 28, 28, 1)), ('uint8', (2, 28, 28)), ('uint8', (0, 28, 28, 1)),
+])  # fmt: skip
+def test_images_in_another_form_are_refused(workdir, dtype, shape):
+  """Pixels in 0..1 are divided by 255 again, and digits are read wrong without a word."""
+  with pytest.raises(ValueError, match=f'not .* {dtype}'):
+    predict.Predictor(workdir).probs(np.zeros(shape, dtype))
+
+
 def test_submission_has_kaggles_two_columns(workdir, other, files, run_script):
   """Kaggle refuses the file, or it comes from one member only."""
   process = run_script(

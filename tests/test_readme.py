@@ -4,6 +4,7 @@ import re
 import shlex
 
 import jax
+import numpy as np
 from PIL import Image
 import pytest
 
@@ -13,6 +14,7 @@ from digitnet.export import keras_model
 from digitnet.export.network import Network
 from configs import ablations
 from configs import default
+from configs import quick
 from tests.conftest import QUICKLY_COMPILED
 from tests.conftest import ROOT
 from tests.conftest import TINY
@@ -74,6 +76,29 @@ def _split(command):
     env[name] = value
   assert words.pop(0) == 'python'
   return env, words
+
+
+def test_the_calls_from_python(tmp_path, monkeypatch):
+  """A function that the README calls has another name, or gives arrays of other shapes."""
+  (code,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  assert "'3 epochs'" in (ROOT / 'configs/quick.py').read_text() and "'6 epochs'" in code
+  shrink = {**TINY, 'model.dense_features': (16, 8), 'model.dense_dropout_rates': (0.5, 0.5)}
+
+  def tiny():
+    config = default.get_config()
+    config.update_from_flattened_dict(shrink)
+    return config
+
+  monkeypatch.setattr(quick, 'get_config', tiny)
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  exec(code.replace("'6 epochs'", "'25 steps'"), names)
+  assert names['results']['steps'] == 20 and names['probs'].shape == (5, 10)
+  assert names['features'].shape == (5, 8) and names['features'].min() >= 0
+  # They are of the network that gives the probabilities.
+  np.testing.assert_allclose(
+      jax.nn.softmax(names['logits']), names['probs'], rtol=1e-4, atol=1e-6
+  )
 
 
 @pytest.mark.parametrize('command', MAIN)

@@ -15,7 +15,9 @@ from digitnet import optim
 from digitnet import parallel
 from digitnet import rng
 from digitnet import steps
+from tests.conftest import net_of
 from tests.conftest import random_params
+from tests.conftest import small_net
 
 NO_CHANGE = augment.Strengths()
 # A change of single images, and one that mixes images; more would take longer to compile.
@@ -29,10 +31,7 @@ OPTIMIZER = optim.make_optimizer(SCHEDULE, 0.9, 0.999, 1e-8)
 @pytest.fixture
 def net():
   def build(rate=0.0):
-    return model_lib.DigitNet(
-        ((3,),), (3,), (rate,), (8,), (rate,), dtype='float32',
-        matmul_dtype='float32',
-    )
+    return small_net(rate=rate)
 
   return build
 
@@ -285,10 +284,10 @@ def test_gradients_that_are_not_finite_change_no_parameter(net, digits):
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of XLA on CPU')
 def test_nothing_large_is_copied_on_one_device(digits):
   """The update copies each array, as XLA does unless shapes and order prevent it."""
-  net = model_lib.DigitNet(
-      ((8,),), (3,), (0.25,), (256,), (0.5,), dtype='float32',
-      matmul_dtype='float32',
-  )
+  net = net_of(
+      conv_features=((8,),), kernel_sizes=(3,), conv_dropout_rates=(0.25,),
+      dense_features=(256,), dense_dropout_rates=(0.5,),
+  )  # fmt: skip
   train_step = parallel.pmap(
       steps.make_train_step(net, OPTIMIZER, SCHEDULE, NO_CHANGE, 0),
       donate_argnums=(0,),
