@@ -61,11 +61,12 @@ def get_config() -> ml_collections.ConfigDict:
   # The width of each hidden dense layer, and the dropout rate after it.
   config.model.dense_features = (8192, 2048)
   config.model.dense_dropout_rates = (0.5, 0.5)
-  # Dtype of the arithmetic; parameters are always float32. Set it to 'bfloat16' on hardware
-  # that gains from it: GPUs, TPUs, and CPUs with AMX or AVX-512 BF16 (with JAX 0.11 or later,
-  # in one process), where a step takes about half the time or less. Other CPUs are slower.
-  # In 'float32', products are rounded as JAX does by default: to TF32 on NVIDIA's GPUs and to
-  # bfloat16 on TPUs, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set in the environment.
+  # Dtype of the arithmetic; parameters are always float32. Set `dtype` to 'bfloat16' on
+  # hardware that gains from it: GPUs, TPUs, and CPUs with AMX or AVX-512 BF16 (with JAX 0.11 or
+  # later, in one process), where a step takes about half the time or less. Other CPUs are
+  # slower. In 'float32', products are rounded as JAX does by default: to TF32 on NVIDIA's GPUs
+  # and to bfloat16 on TPUs, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set in the
+  # environment.
   config.model.dtype = 'float32'
   # Dtype that the operands of convolutions and matrix products are rounded to; their sums
   # stay in float32, though inference by oneDNN rounds the results too. It counts where it is

@@ -88,12 +88,14 @@ def run(main: Callable[[], None]) -> int:
 
 def _check_checkout():
   """An environment may have the package of another checkout than that of the script."""
+  folder = pathlib.Path(sys.argv[0]).resolve().parent
+  own = folder.parent / 'digitnet'
   package = pathlib.Path(__file__).resolve().parent
-  root = pathlib.Path(sys.argv[0]).resolve().parent.parent
-  if (root / 'digitnet/cli.py').exists() and root / 'digitnet' != package:
+  # main.py lies beside its package, which comes first.
+  if folder.name == 'scripts' and own.is_dir() and own.resolve() != package:
     raise UserError(
         f'{sys.argv[0]} would use the package of another checkout, {package}; set'
-        f' PYTHONPATH={root}, or use an environment with this one'
+        f' PYTHONPATH={folder.parent}, or use an environment with this one'
     )
 
 

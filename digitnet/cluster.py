@@ -28,7 +28,6 @@ from digitnet.errors import UserError
 # A process that is silent for this long is considered dead.
 _HEARTBEAT_SECONDS = 10
 
-
 _TPU = 'Cloud TPU'
 
 # By launcher: a variable that its processes have, and the one with their count.
@@ -48,7 +47,8 @@ def start(
   """Joins the cluster, if there is one. Call it before any other JAX call.
 
   Without a coordinator, `launcher` decides whether there is a cluster, and JAX reads its
-  address from the launcher's variables.
+  address from the launcher's variables. Where a TPU's metadata cannot be read, a single
+  host trains alone.
 
   Args:
     coordinator: HOST:PORT of process 0; None to rely on the launcher.
@@ -96,8 +96,10 @@ def start(
     )
   # A port is taken, or JAX cannot interpret the launcher's variables, or finds no metadata.
   except (RuntimeError, ValueError, LookupError, OSError) as error:
-    # TPU chips need no metadata to know that there are no other hosts.
-    if started_by == _TPU and count() == 1:
+    patience.cancel()
+    # The chips know without metadata whether there are other hosts.
+    is_unknown = started_by == _TPU and not isinstance(error, RuntimeError)
+    if is_unknown and count() == 1:
       warn(f'training on this host alone: no cluster was found ({brief(error)})')
       return
     raise TrainingFailed(f'{me} cannot join {where} ({brief(error)})') from None

@@ -320,6 +320,7 @@ FIXED = frozenset({
     'model.kernel_sizes',
     'model.dense_features',
     'optim.average_decay',
+    *_GONE,
 })
 
 

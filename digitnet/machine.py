@@ -62,6 +62,6 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
   """The properties of two shapes that differ, as text; one that either lacks counts as equal."""
   return ', '.join(
       f'{name}: {old[name]} -> {new[name]}'
-      for name in old.keys() & new.keys()
-      if old[name] != new[name]
+      for name in new
+      if name in old and old[name] != new[name]
   )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 
+from flax import traverse_util
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -109,11 +110,10 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
-    kernel = self.param(
-        'kernel',
-        nn.initializers.glorot_uniform(),
-        shape[::-1] if self.transposed else shape,
-    )
+    # By another name if it is transposed, so that `operand_params` knows it from the kernels
+    # of other layers.
+    name, shape = ('transposed', shape[::-1]) if self.transposed else ('kernel', shape)
+    kernel = self.param(name, nn.initializers.glorot_uniform(), shape)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = x.astype(self.dtype)
     if self.by_onednn:
@@ -254,14 +254,15 @@ def operand_params(model: DigitNet, params: dict) -> dict:
     params: parameters whose dense kernels are not transposed.
   """
 
-  def as_taken(path, array):
-    if path[-1].key != 'kernel':
-      return array
-    if model.transposed and array.ndim == 2:
-      array = array.T
-    return array.astype(model.operand_dtype)
-
-  return jax.tree_util.tree_map_with_path(as_taken, params)
+  taken = {
+      path: array.astype(model.operand_dtype) if path[-1] == 'kernel' else array
+      for path, array in traverse_util.flatten_dict(params).items()
+  }
+  if model.transposed:
+    for path in traverse_util.flatten_dict(abstract_params(model)):
+      if path[-1] == 'transposed':
+        taken[path] = taken.pop((*path[:-1], 'kernel')).T
+  return traverse_util.unflatten_dict(taken)
 
 
 def abstract_params(model: DigitNet) -> dict:
@@ -271,21 +272,24 @@ def abstract_params(model: DigitNet) -> dict:
 
 def layer_table(model: DigitNet) -> list[LayerRow]:
   """The card's table, from a forward pass that is traced but not run."""
-  outputs = []
+  layers = {}
 
   def record(call, args, kwargs, context):
     out = call(*args, **kwargs)
     layer = context.module
     if len(layer.path) == 1 and context.method_name == '__call__':
       label = layer.label() if hasattr(layer, 'label') else type(layer).__name__
-      outputs.append((label, layer.name, out.shape))
+      # A layer of others may return several arrays, or be called several times.
+      layers[layer.name] = label, getattr(out, 'shape', ())
     return out
 
   with nn.intercept_methods(record):
     params = abstract_params(model)
+  for name in sorted(params.keys() - layers.keys()):
+    layers[name] = name, ()  # The network's own.
   return [
       LayerRow(label, tuple(shape[1:]), count_params(params.get(name, {})))
-      for label, name, shape in outputs
+      for name, (label, shape) in layers.items()
   ]
 
 

@@ -38,9 +38,9 @@ def _warmed_up(schedule, peak, warmup_steps):
   return optax.join_schedules([rise, schedule], [warmup_steps])
 
 
-# (peak, total_steps, warmup_steps) -> optax.Schedule. optax also calls a schedule that it
-# joins to another with counts below 0. 'plateau' is constant here;
-# `plateau_scale` lowers the learning rate from outside the step, after evaluations.
+# (peak, total_steps, warmup_steps) -> optax.Schedule. Within `join_schedules`, optax calls a
+# schedule with negative counts too. 'plateau' is constant here; `plateau_scale` lowers the
+# learning rate from outside the step, after evaluations.
 SCHEDULES = {
     'constant': _constant,
     'cosine': _cosine,

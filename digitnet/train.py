@@ -196,8 +196,8 @@ def train(
     stopping = contextlib.nullcontext(signals.StopRequest())
   with log, pace, stopping as stop:
     while True:
-      # Before the update, since a resumed run may lack the validation of its first step:
-      # a signal cut it short, or the config has changed.
+      # Before the update, since the step that a run resumes from may lack its validation: a
+      # signal cut it short, or the config has changed.
       is_due = validation.is_due(step)
       if is_due or plan.saves_at(step) or stop.signum is not None:
         reports.settle()
@@ -205,7 +205,7 @@ def train(
           if is_due:
             validation.run(step, state.evaluated, stop)
             lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
-          # Read once: a signal that comes after this is answered after the next step.
+          # Read once, since a signal may come at any time.
           is_stop = stop.signum is not None
           is_save = is_stop or plan.saves_at(step) or step == progress.best_step
           if is_save and step > resumed_step:
@@ -263,8 +263,7 @@ def _warn_of_waste(config, plan, model):
   ):
     warn(
         f"config.optim.schedule='plateau': the learning rate cannot fall in this run, which"
-        f' has {num_evaluations} evaluations before its end; name a shorter'
-        ' config.eval_every'
+        f' is evaluated {num_evaluations}x before its end; name a shorter config.eval_every'
     )
   is_on_cpu = jax.default_backend() == 'cpu'
   if model.dtype == 'bfloat16' and is_on_cpu and not model.by_onednn:

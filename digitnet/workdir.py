@@ -119,9 +119,9 @@ class Workdir:
       history.append(self.new_changes)
     write_atomically(self._changes, json.dumps(history, indent=2) + '\n')
     self.results.unlink(missing_ok=True)
-    # They are of the earlier network, and there are none of the next if the test split stays
-    # sealed.
+    # These are of the earlier network, and the next may leave none.
     self.predictions.unlink(missing_ok=True)
+    self.report.rmtree(missing_ok=True)
     self._write_config(config)
 
   def _write_config(self, config):

@@ -4,10 +4,11 @@
         baseline no_dropout 'optim.b2=0.99 optim.eps=1e-7'
     python scripts/ablate.py --output=runs/short --set duration='3 epochs' \\
         --set optim.warmup='0.5 epochs' no_dropout
+    python scripts/ablate.py --output=runs/grid optim.b1={0.8,0.9}\\ optim.b2={0.9,0.99}
     python scripts/ablate.py --output=runs/all
 
 A variant is a name in configs/ablations.py, or space-separated KEY=VALUE changes of its
-baseline; a shell makes a grid of them: optim.learning_rate={1e-3,3e-3}\\ optim.b2={0.9,0.99}. Without variants, as in the last command, all names are run, some thirty, which
+baseline. Without variants, as in the last command, all names are run, some thirty, which
 takes days at full length. Each repeat has its own seed and validates on its own tenth of
 the labelled images. Seed and images are the same for all variants, so each variant is
 compared with the baseline by a paired t-test. A tenth is too few images to tell good
@@ -246,7 +247,7 @@ def _run(variant, repeat, args, processes):
   if code == 1 or code < 0:
     print(f'{variant}, repeat {repeat}: failed: {last}', file=sys.stderr, flush=True)
     return None
-  if '--allow_changes' in last:
+  if 'holds a run of another config' in last:
     last = f'{workdir} holds a run of another config; name another --output ({last})'
   raise UserError(f'{variant}, repeat {repeat}: {last}')
 

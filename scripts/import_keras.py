@@ -49,7 +49,6 @@ def main() -> None:
   except ModuleNotFoundError as error:
     raise UserError(f"{error.name} is not installed; pip install -e '.[export]'") from None
   import jax
-  import jax.numpy as jnp
   import numpy as np
 
   from digitnet import config as config_lib
@@ -66,8 +65,7 @@ def main() -> None:
   nothing = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
   network = keras_model.read_network(path, Network.of(config.model, nothing))
   dataset = sources.load(say, **config.data)
-  params = jax.tree.map(jnp.asarray, network.params)
-  run = imported.begin_run(config, _WORKDIR.value, params, dataset)
+  run = imported.begin_run(config, _WORKDIR.value, network.params, dataset)
   say(f'{path}: read; a run that begins with it is in {run.path}')
 
 

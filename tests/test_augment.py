@@ -243,6 +243,39 @@ def test_mixup_follows_beta_and_its_scale():
   assert not draw(0.0).any()
 
 
+@pytest.mark.parametrize(
+    'change, means',
+    [
+        ({'rotation': 30.0}, [0.1471, 0.1478, 0.167, 0.1665]),
+        ({'thickness': 1.0}, [0.1833, 0.171, 0.2166, 0.1297]),
+        ({'elastic': 3.0}, [0.1494, 0.1259, 0.1748, 0.1415]),
+        ({'cutout': 9.0}, [0.2004, 0.1989, 0.1986, 0.1519]),
+        ({'noise': 1.0}, [0.3563, 0.3299, 0.3974, 0.3806]),
+    ],
+)
+def test_draws_are_those_of_earlier_versions(change, means):
+  """A resumed run draws otherwise than it began, or a seed gives another run than it did."""
+  image = np.linspace(0, 1, 784, dtype=np.float32).reshape(1, 28, 28, 1) ** 4
+  keys = jax.random.split(jax.random.key(3), 4)
+  out = augment.augment(np.repeat(image, 4, axis=0), keys, augment.Strengths(**change))
+  np.testing.assert_allclose(out.mean((1, 2, 3)), means, atol=1e-3)
+
+
+def test_draws_of_inversion_and_mixup_are_those_of_earlier_versions():
+  """As above: these two are numbers 6 and 5."""
+  keys = jax.random.split(jax.random.key(3), 8)
+  images = np.zeros((8, 2, 2, 1), np.float32)
+  out = augment.augment(images, keys, augment.Strengths(inverted_share=0.5))
+  draws = [float(jax.random.uniform(jax.random.fold_in(key, 6))) for key in keys]
+  assert 0 < sum(draw < 0.5 for draw in draws) < 8
+  assert (out[:, 0, 0, 0] == np.less(draws, 0.5)).all()
+  others = np.zeros((100, 2, 2, 1), np.uint8)
+  _, places, shares = augment.mix(others[:4], keys[:4], others, augment.Strengths(mixup=1.0))
+  of_place = [jax.random.split(jax.random.fold_in(key, 5))[0] for key in keys[:4]]
+  assert places.tolist() == [int(jax.random.randint(key, (), 0, 100)) for key in of_place]
+  assert (shares > 0).all()
+
+
 def test_each_change_is_drawn_apart():
   """Both axes are zoomed alike, or one draw decides rotation, shear and translation."""
   amounts = []

@@ -65,6 +65,13 @@ def test_a_script_of_another_checkout_is_refused(run_python, tmp_path):
   process = run_python(tmp_path / 'scripts/report.py', '--workdir=runs/none')
   assert process.returncode == 2
   assert f'of another checkout, {ROOT}/digitnet; set PYTHONPATH={tmp_path}' in process.stderr
+  # A checkout within another, and one whose package is a link.
+  inner = tmp_path / 'scripts/inner'
+  (inner / 'scripts').mkdir(parents=True)
+  shutil.copy(ROOT / 'scripts/report.py', inner / 'scripts')
+  (inner / 'digitnet').symlink_to(ROOT / 'digitnet')
+  process = run_python(inner / 'scripts/report.py', f'--workdir={tmp_path}/none')
+  assert 'none: no results.json' in process.stderr
 
 
 def test_names_of_files_come_out_as_they_came_in(run_python):

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import jax
@@ -190,7 +191,9 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_a_line(join, fault):
   assert seen.patience.finished.is_set()
 
 
-@pytest.mark.parametrize('fault', [ValueError('no coordinator'), OSError('no metadata')])
+@pytest.mark.parametrize(
+    'fault', [ValueError('no coordinator'), OSError('no metadata'), RuntimeError('port taken')]
+)
 @pytest.mark.parametrize('launcher, hosts', [('Cloud TPU', 1), ('Cloud TPU', 2), ('Slurm', 1)])
 def test_a_tpu_without_metadata_trains_alone_if_it_is_alone(
     monkeypatch, capsys, fault, launcher, hosts
@@ -203,9 +206,11 @@ def test_a_tpu_without_metadata_trains_alone_if_it_is_alone(
 
   monkeypatch.setattr(cluster, 'launcher', lambda: launcher)
   monkeypatch.setattr(cluster.jax.distributed, 'initialize', initialize)
-  monkeypatch.setattr(cluster, 'count', lambda: hosts)
-  if (launcher, hosts) == ('Cloud TPU', 1):
-    cluster.start(None, None, None, timeout=5)
+  # The chips take longer to start than the others have to come.
+  monkeypatch.setattr(cluster, 'count', lambda: time.sleep(0.3) or hosts)
+  monkeypatch.setattr(cluster.cli, 'leave', pytest.fail)
+  if (launcher, hosts) == ('Cloud TPU', 1) and not isinstance(fault, RuntimeError):
+    cluster.start(None, None, None, timeout=0.1)
     assert f'training on this host alone: no cluster was found ({fault})' in (
         capsys.readouterr().err
     )

@@ -17,6 +17,7 @@ from configs import speedrun
 from configs import tpu
 from digitnet import model as model_lib
 from digitnet import onednn
+from digitnet import steps
 from digitnet.model import DigitNet
 from tests.conftest import random_params
 
@@ -261,10 +262,32 @@ def test_layers_of_others_are_counted_and_left_as_they_are(tiny_config):
   net = _Normalized(**tiny_config({'model.dtype': 'bfloat16'}).model)
   rows = model_lib.layer_table(net)
   assert [(row.layer, row.num_params) for row in rows] == [('GroupNorm', 2), ('Dense', 7850)]
-  params = model_lib.operand_params(net.clone(transposed=True), random_params(net))
-  shapes = {name: (x.shape, x.dtype) for name, x in params['logits'].items()}
-  assert shapes == {'kernel': ((10, 784), jnp.bfloat16), 'bias': ((10,), jnp.float32)}
-  assert {x.dtype for x in params['norm'].values()} == {jnp.dtype('float32')}
+  params = random_params(net)
+  inputs = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
+  wanted = steps.make_infer_step(net)(params, inputs)
+  for transposed in (False, True):
+    form = net.clone(transposed=transposed)
+    taken = model_lib.operand_params(form, params)
+    assert {x.dtype for x in taken['norm'].values()} == {jnp.dtype('float32')}
+    found = steps.make_infer_step(form)(taken, inputs)
+    np.testing.assert_allclose(found, wanted, atol=0.1)  # Kernels in bfloat16.
+
+
+def test_the_total_counts_what_is_in_no_layer(tiny_config):
+  """The table's total is not the number of parameters, or a layer of others ends the run."""
+
+  class Owner(DigitNet):
+
+    @nn.compact
+    def __call__(self, images, dropout_keys=None):
+      shift = self.param('shift', nn.initializers.zeros, (28,))
+      rows = (images[..., 0] + shift).reshape(len(images), 28, 28)
+      carry, _ = nn.RNN(nn.SimpleCell(4), return_carry=True, name='rows')(rows)
+      return nn.Dense(10, name='logits')(carry)
+
+  net = Owner(**tiny_config().model)
+  total = model_lib.count_params(model_lib.abstract_params(net))
+  assert sum(row.num_params for row in model_lib.layer_table(net)) == total
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

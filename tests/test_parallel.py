@@ -29,7 +29,7 @@ for dtype, error in (('float32', 1e-6), ('bfloat16', 2e-2)):
   for name, mean in means.items():
     assert mean.dtype == np.float32
     np.testing.assert_allclose(mean, tree[name].mean(axis=0), rtol=error, atol=error)
-# Of the gradients of bfloat16 parameters too.
+# Of gradients in bfloat16 too.
 tree = {name: x.astype(jnp.bfloat16) for name, x in tree.items()}
 means = parallel.to_host(parallel.pmap(lambda x: parallel.pmean(x, 'float32'))(tree))
 for name, mean in means.items():
@@ -48,7 +48,7 @@ def test_replicate_first_shard_and_mean(on_devices):
   assert on_devices(4, _CODE).split() == ['traced', '1', 'n', '7.0']
 
 
-_BFLOAT16_PARAMETERS = """
+_IN_BFLOAT16 = """
 import jax, jax.numpy as jnp, numpy as np
 from digitnet import augment, model, optim, parallel, steps
 from tests.conftest import random_params, small_net
@@ -76,6 +76,6 @@ print('same')
 
 
 @pytest.mark.parametrize('num_devices', [1, 2])
-def test_parameters_in_bfloat16_stay_so(on_devices, num_devices):
-  """The moments come back in float32, so the step is compiled again and the state changes."""
-  assert on_devices(num_devices, _BFLOAT16_PARAMETERS).split() == ['same']
+def test_a_step_in_bfloat16_keeps_the_states_dtypes(on_devices, num_devices):
+  """The moments come back in bfloat16, so the step is compiled again and the state changes."""
+  assert on_devices(num_devices, _IN_BFLOAT16).split() == ['same']

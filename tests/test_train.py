@@ -277,9 +277,7 @@ def test_every_knob_of_the_step_reaches_it(tiny_config, monkeypatch):
   given = {}
 
   def note(function, *args, **kwargs):
-    arguments = inspect.signature(function).bind(*args, **kwargs).arguments
-    # Of two functions, the first to be called has a name that both use.
-    given.update({name: arguments[name] for name in arguments.keys() - given.keys()})
+    given.update(inspect.signature(function).bind(*args, **kwargs).arguments)
     return function(*args, **kwargs)
 
   for module, name in (
@@ -437,7 +435,7 @@ def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tm
         ({'duration': '5 steps'}, 'rises to the end of this run (5 steps)'),
         ({'model.dtype': 'bfloat16'}, "slower than 'float32' here"),
         ({'optim.schedule': 'plateau', 'eval_every': '4 steps'}, ''),
-        ({'optim.schedule': 'plateau', 'eval_every': '5 steps'}, '3 evaluations before its end'),
+        ({'optim.schedule': 'plateau', 'eval_every': '5 steps'}, 'evaluated 3x before its end'),
     ],
 )
 def test_what_is_hardly_meant_is_warned_of(overrides, says, tiny_config, monkeypatch, capsys):

@@ -74,6 +74,7 @@ def test_a_kill_while_changes_are_adopted(tiny_config, tmp_path, monkeypatch):
   (run.checkpoints / '10').mkdir(parents=True)
   run.results.write_text('{}')
   run.predictions.write_text('of the old network')
+  run.report.mkdir()
   new = tiny_config({'seed': 8})
 
   def die(config):
@@ -86,4 +87,4 @@ def test_a_kill_while_changes_are_adopted(tiny_config, tmp_path, monkeypatch):
       with pytest.raises(KeyboardInterrupt):
         run.adopt_changes(new)
     assert run.config_changes == [['seed: 0 -> 8']] and not run.results.exists()
-    assert not run.predictions.exists()
+    assert not run.predictions.exists() and not run.report.exists()

@@ -136,8 +136,8 @@ def _write(module, network, path, scored) -> str:
   if not off <= _TOLERANCE or num_other:
     raise ExportFailed(
         f'{path.name}: read again it gives probabilities that are off by {off:.1g}, and'
-        f' {num_other} of {len(wanted)} other digits; it was not kept (what is written for'
-        " ONNX and Keras knows the card's layers only)"
+        f' {num_other} of {len(wanted)} other digits; it was not kept (ONNX and Keras'
+        " files have the card's layers only)"
     )
   return f'the same digits, probabilities within {off:.1g}'
 
