@@ -102,7 +102,7 @@ before(Reports, 'add', lambda self, step, _: step > 20 and time.sleep(0.3))
   # One process resumes what two began.
   process = runs.start(tmp_path)
   assert process.returncode == 0, process.stderr
-  assert '"processes": 2' in process.stderr and 'may differ in its last bits' in process.stderr
+  assert 'processes: 2 -> 1' in process.stderr and 'may differ in its last bits' in process.stderr
   _assert_near_unbroken(tmp_path, unbroken)
 
 

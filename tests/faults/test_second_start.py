@@ -85,7 +85,7 @@ def test_another_device_count_goes_on(broken_off, unbroken, runs):
   process = runs.start(broken_off, env={'XLA_FLAGS': flag, 'JAX_PLATFORMS': 'cpu'})
   assert process.returncode == 0, process.stderr
   assert 'may differ in its last bits' in process.stderr
-  assert '"count": 4' in process.stderr and '"count": 1' in process.stderr
+  assert 'count: 1 -> 4' in process.stderr
   ours, whole = (read_metrics(Workdir(path).metrics) for path in (broken_off, unbroken))
   for a, b in zip(ours, whole, strict=True):
     assert a['step'] == b['step'] and a['loss'] == pytest.approx(b['loss'], rel=1e-3)
