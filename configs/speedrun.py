@@ -18,7 +18,7 @@ def get_config():
   config.optim.rate_scaling = 'sqrt'
   config.optim.weight_decay = 0.05
   # At the end only: evaluations and the saves of each new best take time, and the best of
-  # several is worse than the last step (configs/choices.md).
+  # several was worse than the last step (configs/choices.md).
   config.eval_every = config.get_oneway_ref('duration')
   config.checkpoint_every = '8 epochs'
   return config
