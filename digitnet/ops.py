@@ -18,6 +18,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from digitnet import products
+from digitnet import winograd
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -48,10 +49,11 @@ def _conv2d_forward(images, kernel, operand_dtype):
 def _conv2d_backward(operand_dtype, residuals, grads):
   images, kernel = residuals
   operand = grads.astype(operand_dtype)
+  on_cpu = winograd if winograd.is_faster(images, kernel.shape[:2]) else products
   kernel_grads = lax.platform_dependent(
       images,
       operand,
-      cpu=functools.partial(products.kernel_grads, size=kernel.shape[:2]),
+      cpu=functools.partial(on_cpu.kernel_grads, size=kernel.shape[:2]),
       default=functools.partial(
           _kernel_grads_by_convolution, size=kernel.shape[:2]
       ),
@@ -78,12 +80,13 @@ def _convolution(images, kernel, paddings, dtype):
     )
     return out.astype(dtype)
 
-  def by_product(images, kernel):
-    return products.convolution(images, kernel, paddings).astype(dtype)
+  def on_cpu(images, kernel):
+    form = products if images.dtype == jnp.bfloat16 else winograd
+    return form.convolution(images, kernel, paddings).astype(dtype)
 
-  if images.dtype != jnp.bfloat16:
-    return by_xla(images, kernel)
-  return lax.platform_dependent(images, kernel, cpu=by_product, default=by_xla)
+  if images.dtype == jnp.bfloat16 or winograd.is_faster(images, kernel.shape[:2]):
+    return lax.platform_dependent(images, kernel, cpu=on_cpu, default=by_xla)
+  return by_xla(images, kernel)
 
 
 def _kernel_grads_by_convolution(images, grads, size):

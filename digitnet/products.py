@@ -104,8 +104,8 @@ def convolution(
 
   pixel_bytes = lhs_side * images.dtype.itemsize
   pixel_bytes += rhs_side * sum_dtype(images).itemsize
-  chunk = _chunk_size(images, rows * width * pixel_bytes)
-  out = lax.map(convolve, _pad_to_chunks(images, chunk))
+  chunk = chunk_size(len(images), rows * width * pixel_bytes, _chunk_bytes(images))
+  out = lax.map(convolve, to_chunks(images, chunk))
   return out.reshape(-1, height, width, channels_out)[: len(images)]
 
 
@@ -137,8 +137,8 @@ def kernel_grads(
   rhs_side = grad_rows * channels_out
 
   image_bytes = height * width * (lhs_side + rhs_side) * images.dtype.itemsize
-  chunk = _chunk_size(images, image_bytes)
-  chunks = tuple(_pad_to_chunks(x, chunk) for x in (images, grads))
+  chunk = chunk_size(len(images), image_bytes, _chunk_bytes(images))
+  chunks = tuple(to_chunks(x, chunk) for x in (images, grads))
   if images.dtype == jnp.bfloat16:
     parts, product = 1, _product_over_pixels_channels_first
   else:
@@ -229,15 +229,17 @@ def _as_laid_out(x):
   return lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
 
 
-def _chunk_size(images, image_bytes):
-  """Images per chunk: a power of two, which divides most batches; at most all images."""
-  is_bfloat16 = images.dtype == jnp.bfloat16
-  chunk_bytes = _CHUNK_BYTES_BFLOAT16 if is_bfloat16 else _CHUNK_BYTES
+def _chunk_bytes(images):
+  return _CHUNK_BYTES_BFLOAT16 if images.dtype == jnp.bfloat16 else _CHUNK_BYTES
+
+
+def chunk_size(num: int, image_bytes: int, chunk_bytes: int) -> int:
+  """Images per chunk: a power of two, which divides most batches; at most all `num`."""
   chunk = 2 ** int(math.log2(max(1, chunk_bytes // image_bytes)))
-  return max(1, min(len(images), chunk))
+  return max(1, min(num, chunk))
 
 
-def _pad_to_chunks(x, chunk):
+def to_chunks(x: jax.Array, chunk: int) -> jax.Array:
   """[N, ...] to [chunks, chunk, ...], with zeros at the end."""
   missing = -len(x) % chunk
   if missing:

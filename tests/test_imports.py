@@ -8,10 +8,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the bottom up; a module may import only from earlier lines.
 LAYERS = [
     {'errors', 'digest', 'machine', 'environment', 'calibration', 'corruptions', 'data.label_errors', 'products'},
-    {'data.files', 'durations', 'ops', 'onednn', 'augment', 'optim', 'rng', 'console', 'data.corpus', 'pictures', 'scored'},
-    {'atomic', 'tensorboard', 'model', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
-    {'metrics', 'imaging', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
-    {'data.tfds_source', 'data.user_files'},
+    {'data.files', 'durations', 'winograd', 'augment', 'optim', 'rng', 'console', 'data.corpus', 'pictures', 'scored'},
+    {'atomic', 'tensorboard', 'ops', 'onednn', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
+    {'model', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
+    {'metrics', 'imaging', 'data.tfds_source', 'data.user_files'},
     {'data.sources'},
     {'config', 'parallel', 'progress', 'signals', 'lock', 'cluster'},
     {'steps', 'plan', 'workdir'},
