@@ -17,22 +17,31 @@ import jax.numpy as jnp
 
 from digitnet import onednn
 from digitnet import ops
+from digitnet import products
 from digitnet import rng
 
 IMAGE_SHAPE = (28, 28, 1)
 NUM_CLASSES = 10
 
+# Images that inference by oneDNN convolves at a time. Measured best on 2 cores among 16, 32,
+# 64 and 128; see scripts/README.md.
+_CHUNK_IMAGES = 32
+
 _NARROW_TO_WIDE = ('bfloat16', 'float32')
 
 
 class Conv(nn.Module):
-  """'Same' convolution, bias and relu: [N, H, W, C] to [N, H, W, features]."""
+  """'Same' convolution, bias and relu: [N, H, W, C] to [N, H, W, features].
+
+  With `pool`, which takes `by_onednn`, a max-pool too: to [N, H // 2, W // 2, features].
+  """
 
   features: int
   kernel_size: int
   dtype: str
   operand_dtype: str
   by_onednn: bool
+  pool: bool
 
   @nn.compact
   def __call__(self, x):
@@ -41,7 +50,8 @@ class Conv(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = x.astype(self.dtype)
     if self.by_onednn:
-      return onednn.conv_relu(x, kernel, bias, self.operand_dtype)
+      layer = onednn.conv_pool_relu if self.pool else onednn.conv_relu
+      return layer(x, kernel, bias, self.operand_dtype)
     x = ops.conv2d(x, kernel, self.operand_dtype)
     return nn.relu(x + bias.astype(self.dtype))
 
@@ -142,7 +152,9 @@ class DigitNet(nn.Module):
       if it is narrower than `dtype`; their sums are in float32. In inference oneDNN rounds
       the results to it too.
     by_onednn: whether the layers take the form that oneDNN computes; see `onednn.py`.
-    transposed: whether dense kernels are transposed, for inference by oneDNN.
+    inference: whether the layers by oneDNN take the form that is fastest without gradients:
+      dense kernels are transposed, the last convolution of a block pools, and convolutions
+      work on a few images at a time.
   """
 
   conv_features: Sequence[Sequence[int]]
@@ -153,7 +165,7 @@ class DigitNet(nn.Module):
   dtype: str
   matmul_dtype: str
   by_onednn: bool = False
-  transposed: bool = False
+  inference: bool = False
 
   @property
   def operand_dtype(self) -> str:
@@ -174,35 +186,62 @@ class DigitNet(nn.Module):
     Returns:
       [N, 10] float32 logits.
     """
-    types = dict(
-        dtype=self.dtype,
-        operand_dtype=self.operand_dtype,
-        by_onednn=self.by_onednn,
+    if self.inference:
+      x = self._convolve_in_chunks(images)
+    else:
+      x = self._convolve(images, dropout_keys)
+    types = dict(self._types(), transposed=self.inference)
+    x = Flatten()(x)
+    layers = zip(self.dense_features, self.dense_dropout_rates, strict=True)
+    num_dropouts = len(self.conv_dropout_rates)
+    for i, (features, rate) in enumerate(layers, start=1):
+      x = Dense(features, relu=True, **types, name=f'dense{i}')(x)
+      num_dropouts += 1
+      x = Dropout(rate, stream=num_dropouts)(x, dropout_keys)
+    logits = Dense(NUM_CLASSES, relu=False, **types, name='logits')(x)
+    return logits.astype(jnp.float32)
+
+  def _types(self):
+    return dict(
+        dtype=self.dtype, operand_dtype=self.operand_dtype, by_onednn=self.by_onednn
     )
-    dense_types = dict(types, transposed=self.transposed)
-    num_convs = num_dropouts = 0
-    x = images
+
+  def _convolve(self, x, dropout_keys):
+    """The blocks of convolutions."""
+    num_convs = 0
     blocks = zip(
         self.conv_features,
         self.kernel_sizes,
         self.conv_dropout_rates,
         strict=True,
     )
-    for block_features, kernel_size, rate in blocks:
-      for features in block_features:
+    for i, (block_features, kernel_size, rate) in enumerate(blocks, start=1):
+      for j, features in enumerate(block_features, start=1):
         num_convs += 1
-        x = Conv(features, kernel_size, **types, name=f'conv{num_convs}')(x)
-      x = MaxPool()(x)
-      num_dropouts += 1
-      x = Dropout(rate, stream=num_dropouts)(x, dropout_keys)
-    x = Flatten()(x)
-    layers = zip(self.dense_features, self.dense_dropout_rates, strict=True)
-    for i, (features, rate) in enumerate(layers, start=1):
-      x = Dense(features, relu=True, **dense_types, name=f'dense{i}')(x)
-      num_dropouts += 1
-      x = Dropout(rate, stream=num_dropouts)(x, dropout_keys)
-    logits = Dense(NUM_CLASSES, relu=False, **dense_types, name='logits')(x)
-    return logits.astype(jnp.float32)
+        # Faster than MaxPool, which a layer put between the two would need.
+        x = Conv(
+            features,
+            kernel_size,
+            pool=self.inference and j == len(block_features),
+            name=f'conv{num_convs}',
+            **self._types(),
+        )(x)
+      if not self.inference:
+        x = MaxPool()(x)
+      x = Dropout(rate, stream=i)(x, dropout_keys)
+    return x
+
+  def _convolve_in_chunks(self, images):
+    """The same for a few images at a time, so that what the layers pass on stays in cache."""
+    num = len(images)
+    num_chunks = max(1, -(-num // _CHUNK_IMAGES))
+    scan = nn.scan(
+        lambda net, _, chunk: (None, net._convolve(chunk, None)),
+        variable_broadcast=True,
+        split_rngs={'params': False},
+    )
+    _, x = scan(self, None, products.to_chunks(images, max(1, -(-num // num_chunks))))
+    return x.reshape(-1, *x.shape[2:])[:num]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +266,7 @@ def for_inference(model: DigitNet) -> tuple[DigitNet, Callable]:
   This form must be applied to `operand_params`.
   """
   if onednn.is_available(model.operand_dtype):
-    return model.clone(by_onednn=True, transposed=True), onednn.jit
+    return model.clone(by_onednn=True, inference=True), onednn.jit
   return model, jax.jit
 
 
@@ -258,7 +297,7 @@ def operand_params(model: DigitNet, params: dict) -> dict:
       path: array.astype(model.operand_dtype) if path[-1] == 'kernel' else array
       for path, array in traverse_util.flatten_dict(params).items()
   }
-  if model.transposed:
+  if model.inference:
     for path in traverse_util.flatten_dict(abstract_params(model)):
       if path[-1] == 'transposed':
         taken[path] = taken.pop((*path[:-1], 'kernel')).T

@@ -8,7 +8,7 @@ these in the compilation cache. Training in float32 would gain only a tenth, so 
 without oneDNN and keeps its fast start.
 
 Of convolutions oneDNN is given only the forward form, in which the gradients are written
-too. All results are rounded to the operands' dtype.
+too; in float32 `winograd.py` divides it into smaller ones first. All results are rounded to the operands' dtype.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,9 @@ from jax import lax
 import jax.numpy as jnp
 
 from digitnet import machine
+from digitnet import ops
 from digitnet import products
+from digitnet import winograd
 
 # The last option keeps products from YNNPACK, which would otherwise take them first.
 OPTIONS = {
@@ -43,6 +45,9 @@ _CHUNK_IMAGES = 32
 
 # From this many input channels on, the kernel gradient is faster in three dimensions.
 _MANY_CHANNELS = 8
+
+# From this many images on, a convolution in float32 is faster by `winograd.py`.
+_MIN_IMAGES = 16
 
 # Held while JAX's compilation cache takes no new programs.
 _lock = threading.Lock()
@@ -131,8 +136,7 @@ def conv_relu(
 
 def _conv_relu_forward(images, kernel, bias, operand_dtype):
   operand = images.astype(operand_dtype)
-  paddings = tuple(products.padding(size) for size in kernel.shape[:2])
-  out = _convolution(operand, kernel.astype(operand_dtype), paddings)
+  out = _same_convolution(operand, kernel.astype(operand_dtype))
   out = jax.nn.relu(out.astype(jnp.float32) + bias.astype(jnp.float32))
   out = out.astype(images.dtype)
   return out, (operand, kernel, bias, out)
@@ -151,6 +155,32 @@ def _conv_relu_backward(operand_dtype, residuals, grads):
 
 
 conv_relu.defvjp(_conv_relu_forward, _conv_relu_backward)
+
+
+def conv_pool_relu(
+    images: jax.Array, kernel: jax.Array, bias: jax.Array, operand_dtype: str
+) -> jax.Array:
+  """`ops.max_pool` of `conv_relu`, faster but with slow gradients.
+
+  Bias and relu, which do not change which pixel is the highest, come after pooling.
+
+  Returns:
+    [N, H // 2, W // 2, C_out], in the images' dtype.
+  """
+  operands = images.astype(operand_dtype), kernel.astype(operand_dtype)
+  out = _same_convolution(*operands, pool=True)
+  out = jax.nn.relu(out.astype(jnp.float32) + bias.astype(jnp.float32))
+  return out.astype(images.dtype)
+
+
+def _same_convolution(images, kernel, pool=False):
+  """The 'same' convolution, and optionally its max-pool."""
+  paddings = tuple(products.padding(size) for size in kernel.shape[:2])
+  # For a few images, more calls to oneDNN take longer than what they save.
+  if len(images) >= _MIN_IMAGES and winograd.is_faster(images, kernel.shape[:2]):
+    return winograd.convolution(images, kernel, paddings, pool)
+  out = _convolution(images, kernel, paddings)
+  return ops.max_pool(out) if pool else out
 
 
 def _relu_grads(out, grads, dtype):

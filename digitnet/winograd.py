@@ -58,16 +58,19 @@ def convolution(
     images: jax.Array,
     kernel: jax.Array,
     paddings: tuple[tuple[int, int], tuple[int, int]],
+    pool: bool = False,
 ) -> jax.Array:
-  """A convolution with stride 1.
+  """A convolution with stride 1, and optionally a max-pool of its result.
 
   Args:
     images: [N, H, W, C_in], float32.
     kernel: [K_h, K_w, C_in, C_out], float32.
     paddings: zeros before and after the rows and the columns, K - 1 in total for each.
+    pool: whether to max-pool, 2x2 with stride 2, while the rows are in cache. An odd last
+      row or column is dropped.
 
   Returns:
-    [N, H, W, C_out], float32.
+    [N, H, W, C_out], or [N, H // 2, W // 2, C_out] if pooled; float32.
   """
   num, height, width, channels_in = images.shape
   (above, _), columns = paddings
@@ -88,8 +91,12 @@ def convolution(
         for operands in zip(parts, kernels, strict=True)
     ]
     rows = _sums(of_result, lax.optimization_barrier(parts))
-    out = jnp.stack(rows, axis=2).reshape(len(some_images), -1, width, kernel.shape[-1])
-    return out[:, :height]
+    if pool:
+      rows = [jnp.maximum(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
+      even = width // 2 * 2
+      rows = [jnp.maximum(row[:, :, :even:2], row[:, :, 1:even:2]) for row in rows]
+    out = jnp.stack(rows, axis=2).reshape(len(some_images), -1, *rows[0].shape[2:])
+    return out[:, : height // 2 if pool else height]
 
   tiles = -(-height // _TILE)
   image_bytes = len(of_images) * tiles * width * channels_in * images.dtype.itemsize

@@ -231,9 +231,9 @@ def test_onednn_is_asked_for_by_the_operands(monkeypatch, tiny_config, dtype, ma
   net = _net(tiny_config({'model.dtype': dtype, 'model.matmul_dtype': matmul_dtype}))
   quick, jit = model_lib.for_inference(net)
   assert asked == ['bfloat16' if 'bfloat16' in (dtype, matmul_dtype) else 'float32']
-  assert quick.by_onednn and quick.transposed and jit is onednn.jit
+  assert quick.by_onednn and quick.inference and jit is onednn.jit
   trained = model_lib.for_training(net)
-  assert trained.by_onednn == (dtype == 'bfloat16') and not trained.transposed
+  assert trained.by_onednn == (dtype == 'bfloat16') and not trained.inference
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   assert not model_lib.for_training(net).by_onednn
   monkeypatch.setattr(onednn, 'is_available', lambda operand: False)
@@ -265,8 +265,8 @@ def test_layers_of_others_are_counted_and_left_as_they_are(tiny_config):
   params = random_params(net)
   inputs = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
   wanted = steps.make_infer_step(net)(params, inputs)
-  for transposed in (False, True):
-    form = net.clone(transposed=transposed)
+  for inference in (False, True):
+    form = net.clone(inference=inference)
     taken = model_lib.operand_params(form, params)
     assert {x.dtype for x in taken['norm'].values()} == {jnp.dtype('float32')}
     found = steps.make_infer_step(form)(taken, inputs)

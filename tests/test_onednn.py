@@ -84,7 +84,7 @@ def test_it_is_used_where_it_is_said_to_be(operands):
     pytest.skip(f'{operands}: no oneDNN, or no bfloat16 instructions here')
   config = default.get_config()
   config.model.matmul_dtype = operands
-  net = DigitNet(**config.model).clone(by_onednn=True, transposed=True)
+  net = DigitNet(**config.model).clone(by_onednn=True, inference=True)
   step = jax.jit(steps.make_infer_step(net), compiler_options=onednn.OPTIONS)
   images = jax.ShapeDtypeStruct((128, 28, 28, 1), np.uint8)
   params = jax.eval_shape(
@@ -95,11 +95,13 @@ def test_it_is_used_where_it_is_said_to_be(operands):
   )
   with onednn.cache_takes_nothing():
     program = step.lower(params, images).compile().as_text()
-  assert program.count('"__onednn$convolution"') == 4
+  # In float32 the last three are divided into 8, 6 and 6 smaller ones.
+  convolutions = 21 if operands == 'float32' else 4
+  assert program.count('"__onednn$convolution"') == convolutions
   assert program.count('"__onednn$matmul"') >= 2
   # Otherwise XLA makes another pass over every pixel. In bfloat16 it does before a max-pool.
   fused = program.count('"ops":["BIAS","RELU"]')
-  assert fused == 6 if operands == 'float32' else fused >= 4
+  assert fused == 3 if operands == 'float32' else fused >= 4
 
 
 @pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
@@ -157,6 +159,7 @@ def _check_gradients(layer, reference, arrays, operands, *options):
   """Compares outputs and gradients, for operands that rounding does not change."""
   # Small integers, with results below 2**24; in bfloat16 the results are rounded once.
   arrays = [np.round(2 * x) for x in arrays]
+  arrays[-1] += 0.5  # No relu is at 0, where rounding would decide about its gradient.
 
   def run(function, dtype):
     out, backward = jax.vjp(function, *(jnp.asarray(x, dtype) for x in arrays))
@@ -386,7 +389,7 @@ def _got_and_want(config, images):
   params = random_params(net)
   with jax.enable_x64(True):
     want = _in_float64(net, params, images)
-  net = net.clone(by_onednn=True, transposed=True)
+  net = net.clone(by_onednn=True, inference=True)
   infer_step = _jit(net.operand_dtype)(steps.make_infer_step(net))
   return np.asarray(infer_step(model_lib.operand_params(net, params), images)), want
 
