@@ -74,6 +74,7 @@ def convolution(
   """
   num, height, width, channels_in = images.shape
   (above, _), columns = paddings
+  tiles = -(-height // _TILE)
   num_rows = len(kernel)
   of_images, of_kernel, of_result = _transforms(_TILE, num_rows)
   kernels = _sums(of_kernel, [kernel[i : i + 1] for i in range(num_rows)])
@@ -95,14 +96,14 @@ def convolution(
       rows = [jnp.maximum(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
       even = width // 2 * 2
       rows = [jnp.maximum(row[:, :, :even:2], row[:, :, 1:even:2]) for row in rows]
-    out = jnp.stack(rows, axis=2).reshape(len(some_images), -1, *rows[0].shape[2:])
+    out = jnp.stack(rows, axis=2)
+    out = out.reshape(len(some_images), tiles * len(rows), *rows[0].shape[2:])
     return out[:, : height // 2 if pool else height]
 
-  tiles = -(-height // _TILE)
   image_bytes = len(of_images) * tiles * width * channels_in * images.dtype.itemsize
   chunk = products.chunk_size(num, image_bytes, _CHUNK_BYTES)
   out = lax.map(convolve, products.to_chunks(images, chunk))
-  return out.reshape(-1, *out.shape[2:])[:num]
+  return out.reshape(out.shape[0] * chunk, *out.shape[2:])[:num]
 
 
 def kernel_grads(
