@@ -10,6 +10,8 @@ The coefficients are those of Toom and Cook. Rows are taken as the coefficients 
 polynomials, which are multiplied by way of their values at a few points. With these points
 float32 results differ from float64 by some 2e-6 of the largest value. In bfloat16 the sums
 would be rounded too coarsely.
+
+Most operations here are those of `lax`; so many of `jnp` would delay the start of a run.
 """
 
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ import math
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from digitnet import products
 
@@ -51,6 +54,7 @@ def is_faster(images: jax.Array, size: tuple[int, int]) -> bool:
       and 2 <= size[0] <= len(_POINTS) + 2 - _TILE
       # An exported program leaves the number of images open; a loop cannot.
       and isinstance(images.shape[0], int)
+      and images.shape[0] > 1
   )
 
 
@@ -75,21 +79,21 @@ def convolution(
   num, height, width, channels_in = images.shape
   (above, _), columns = paddings
   tiles = -(-height // _TILE)
-  num_rows = len(kernel)
-  of_images, of_kernel, of_result = _transforms(_TILE, num_rows)
-  kernels = _sums(of_kernel, [kernel[i : i + 1] for i in range(num_rows)])
+  of_images, of_kernel, of_result = _transforms(_TILE, len(kernel))
+  kernels = jnp.tensordot(np.asarray(of_kernel, kernel.dtype), kernel, 1)
 
   def convolve(some_images):
     rows = _rows_of_tiles(some_images, above, len(of_images))
     parts = lax.optimization_barrier(_sums(of_images, rows))
     parts = [
         lax.conv_general_dilated(
-            *operands,
+            part,
+            lax.slice_in_dim(kernels, i, i + 1),
             (1, 1),
             ((0, 0), columns),
             dimension_numbers=products.DIMENSIONS,
         )
-        for operands in zip(parts, kernels, strict=True)
+        for i, part in enumerate(parts)
     ]
     rows = _sums(of_result, lax.optimization_barrier(parts))
     if pool:
@@ -146,7 +150,7 @@ def kernel_grads(
   totals, _ = lax.scan(
       add_chunk, totals, tuple(products.to_chunks(x, chunk) for x in (images, grads))
   )
-  total = jnp.stack(_sums(of_kernel, totals))
+  total = jnp.tensordot(np.asarray(of_kernel, images.dtype), jnp.stack(totals), 1)
   return total.reshape(k_h, channels_in, k_w, channels_out).swapaxes(1, 2)
 
 
@@ -157,7 +161,11 @@ def _product_over_pixels(images, grads, num_columns):
   padding = products.padding(num_columns)[::-1]
   grads = jnp.pad(grads, ((0, 0), (0, 0), padding, (0, 0)))
   shifts = jnp.concatenate(
-      [grads[:, :, j : j + width] for j in reversed(range(num_columns))], axis=-1
+      [
+          lax.slice_in_dim(grads, j, j + width, axis=2)
+          for j in reversed(range(num_columns))
+      ],
+      axis=-1,
   )
   return lax.dot_general(
       images.reshape(-1, images.shape[-1]),
@@ -177,19 +185,19 @@ def _rows_of_tiles(images, above, num_rows):
   below = cells * _TILE - height - above
   padded = jnp.pad(images, ((0, 0), (above, below), (0, 0), (0, 0)))
   padded = padded.reshape(num, cells, _TILE, width, channels)
-  return [
-      padded[:, i // _TILE : i // _TILE + tiles, i % _TILE] for i in range(num_rows)
-  ]
+  starts = [divmod(i, _TILE) for i in range(num_rows)]
+  slices = [(lax.slice_in_dim(padded, cell, cell + tiles, axis=1), i) for cell, i in starts]
+  return [lax.index_in_dim(x, i, axis=2, keepdims=False) for x, i in slices]
 
 
 def _sums(coefficients, arrays):
   """For each row of coefficients, the sum of the arrays times these."""
+
+  def times(array, coefficient):
+    return array if coefficient == 1 else lax.mul(array, array.dtype.type(coefficient))
+
   return [
-      sum(
-          array * coefficient if coefficient != 1 else array
-          for coefficient, array in zip(row, arrays, strict=True)
-          if coefficient
-      )
+      functools.reduce(lax.add, (times(a, c) for a, c in zip(arrays, row, strict=True) if c))
       for row in coefficients
   ]
 
