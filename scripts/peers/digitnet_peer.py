@@ -11,7 +11,6 @@ environment.prepare(tune_malloc=False)
 from flax import traverse_util
 import jax
 import numpy as np
-from scipy import special
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # for configs
 
@@ -81,6 +80,9 @@ class Digitnet:
     jax.block_until_ready(self._state)
 
   def inferrer(self, images):
+    # Here, since main.py does not load it before the first step either, which `start` times.
+    from scipy import special  # pylint: disable=g-import-not-at-top
+
     params = parallel.first(self._state.params)
     params = model_lib.operand_params(self._infer_model, params)
 
