@@ -216,23 +216,28 @@ class DigitNet(nn.Module):
         strict=True,
     )
     for i, (block_features, kernel_size, rate) in enumerate(blocks, start=1):
+      pool = False
       for j, features in enumerate(block_features, start=1):
         num_convs += 1
-        # Faster than MaxPool, which a layer put between the two would need.
+        # Faster than MaxPool. To put a layer between the two, leave it False.
+        pool = self.inference and self.by_onednn and j == len(block_features)
         x = Conv(
             features,
             kernel_size,
-            pool=self.inference and j == len(block_features),
+            pool=pool,
             name=f'conv{num_convs}',
             **self._types(),
         )(x)
-      if not self.inference:
+      if not pool:
         x = MaxPool()(x)
       x = Dropout(rate, stream=i)(x, dropout_keys)
     return x
 
   def _convolve_in_chunks(self, images):
-    """The same for a few images at a time, so that what the layers pass on stays in cache."""
+    """`_convolve` for a few images at a time, so that what the layers pass on stays in cache.
+
+    Some of the images may be padding. Layers can read variables, but not change them.
+    """
     num = len(images)
     num_chunks = max(1, -(-num // _CHUNK_IMAGES))
     scan = nn.scan(

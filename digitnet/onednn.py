@@ -8,7 +8,7 @@ these in the compilation cache. Training in float32 would gain only a tenth, so 
 without oneDNN and keeps its fast start.
 
 Of convolutions oneDNN is given only the forward form, in which the gradients are written
-too; in float32 `winograd.py` divides it into smaller ones first. All results are rounded to the operands' dtype.
+too. In float32 `winograd.py` first divides those of many images into smaller ones. All results are rounded to the operands' dtype.
 """
 
 from collections.abc import Callable
@@ -160,9 +160,9 @@ conv_relu.defvjp(_conv_relu_forward, _conv_relu_backward)
 def conv_pool_relu(
     images: jax.Array, kernel: jax.Array, bias: jax.Array, operand_dtype: str
 ) -> jax.Array:
-  """`ops.max_pool` of `conv_relu`, faster but with slow gradients.
+  """`ops.max_pool` of `conv_relu`, faster; its gradients are slow.
 
-  Bias and relu, which do not change which pixel is the highest, come after pooling.
+  Bias and relu preserve order, so they can come after pooling.
 
   Returns:
     [N, H // 2, W // 2, C_out], in the images' dtype.

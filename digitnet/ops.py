@@ -1,7 +1,8 @@
 """Convolution, dense product and max-pool whose gradients are fast on every backend.
 
 On CPU, `products.py` computes what XLA is slow at there: kernel gradients, and all
-bfloat16 convolutions and products. Other backends keep XLA's own convolutions. The choice
+bfloat16 convolutions and products. Float32 convolutions of 8 channels or more, and their
+kernel gradients, are computed by `winograd.py`. Other backends keep XLA's own convolutions. The choice
 is made when the program is lowered, so one exported program holds both; in bfloat16 such
 a program has a fixed batch size.
 

@@ -8,10 +8,10 @@ run over whole rows of memory, and rounding grows less than with columns too.
 
 The coefficients are those of Toom and Cook. Rows are taken as the coefficients of
 polynomials, which are multiplied by way of their values at a few points. With these points
-float32 results differ from float64 by some 2e-6 of the largest value. In bfloat16 the sums
+float32 results differ from float64 by 1 to 3e-6 of the largest value. In bfloat16 the sums
 would be rounded too coarsely.
 
-Most operations here are those of `lax`; so many of `jnp` would delay the start of a run.
+Most operations here are those of `lax`; as many of `jnp` would delay the start of a run.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ _POINTS = (0, 1, -1, 2, -2, fractions.Fraction(1, 2), fractions.Fraction(-1, 2))
 _MIN_CHANNELS = 8
 
 # Bytes of sums of rows in one iteration of a loop: of a convolution, of a kernel gradient.
-# Measured best on 2 cores among chunks of 4 to 128 images; see scripts/README.md.
+# Measured best on 2 cores among chunks of 8 to 64 images, of 4 to 32.
 _CHUNK_BYTES = 2**23
 _CHUNK_BYTES_OF_GRADS = 2**22
 
@@ -106,6 +106,7 @@ def convolution(
 
   image_bytes = len(of_images) * tiles * width * channels_in * images.dtype.itemsize
   chunk = products.chunk_size(num, image_bytes, _CHUNK_BYTES)
+  chunk = -(-num // -(-num // chunk))  # As many chunks of equal size, with little padding.
   out = lax.map(convolve, products.to_chunks(images, chunk))
   return out.reshape(out.shape[0] * chunk, *out.shape[2:])[:num]
 
@@ -115,8 +116,9 @@ def kernel_grads(
 ) -> jax.Array:
   """The gradient of a 'same' convolution with stride 1 with respect to its kernel.
 
-  Its rows are to a tile of the gradients what rows of pixels are to a kernel. Horizontal
-  shifts become channels of the gradients, so that each part is one matrix product.
+  Its rows are computed as `convolution` computes rows of pixels, with a tile of the
+  gradients in place of the kernel. Horizontal shifts become channels of the gradients, so
+  that each part is one matrix product.
 
   Args:
     images: [N, H, W, C_in], float32.
@@ -181,6 +183,7 @@ def _rows_of_tiles(images, above, num_rows):
   """
   num, height, width, channels = images.shape
   tiles = -(-height // _TILE)
+  # Groups of rows, with those that the last tile reads beyond itself.
   cells = tiles - (-(num_rows - _TILE) // _TILE)
   below = cells * _TILE - height - above
   padded = jnp.pad(images, ((0, 0), (above, below), (0, 0), (0, 0)))

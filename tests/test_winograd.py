@@ -29,12 +29,12 @@ def _same(kernel):
         (37, (28, 28), (5, 5), 32, 32),  # the card's three; not a whole number of chunks
         (70, (14, 14), (3, 3), 32, 64),
         (70, (14, 14), (3, 3), 64, 64),
-        (2, (4, 6), (5, 5), 8, 3),  # one tile
-        (2, (1, 5), (3, 3), 8, 3),  # less than a tile
-        (3, (9, 7), (4, 2), 9, 2),  # even kernels; one row more than whole tiles
-        (3, (7, 9), (2, 4), 8, 1),
-        (2, (3, 3), (5, 5), 8, 2),  # a kernel larger than the image
-        (2, (11, 5), (3, 1), 8, 2),
+        (2, (4, 6), (5, 5), 8, 9),  # one tile
+        (2, (1, 5), (3, 3), 8, 8),  # less than a tile
+        (3, (9, 7), (4, 2), 9, 8),  # even kernels; one row more than whole tiles
+        (3, (7, 9), (2, 4), 8, 8),
+        (2, (3, 3), (5, 5), 8, 8),  # a kernel larger than the image
+        (2, (11, 5), (3, 1), 8, 8),
     ],
 )
 def test_convolutions_and_gradients_are_those_of_float64(
@@ -53,7 +53,8 @@ def test_convolutions_and_gradients_are_those_of_float64(
     out, backward = jax.vjp(convolution, *operands)
     return [np.asarray(x) for x in (out, *backward(jnp.asarray(cotangent, dtype)))]
 
-  assert winograd.is_faster(jnp.asarray(arrays[0], jnp.float32), kernel)
+  for images in (arrays[0], cotangent):  # forward and back
+    assert winograd.is_faster(jnp.asarray(images, jnp.float32), kernel)
   ours = run(lambda *operands: ops.conv2d(*operands, 'float32'), jnp.float32)
   with jax.enable_x64(True):
     exact = run(lambda *operands: _xla(*operands, _same(operands[1])), jnp.float64)
@@ -93,7 +94,7 @@ def test_four_rows_take_three_products_more_than_the_kernel_has_rows(size, produ
   assert sorted(found) == sorted([of_sums, *['36x8xf32'] * products_of_rows])
 
 
-def test_the_coefficients_are_exact():
+def test_the_coefficients_are_right():
   """A kernel with another number of rows gets coefficients that only seem right."""
   rng = np.random.default_rng(0)
   for num_outputs in range(1, 6):
@@ -125,9 +126,9 @@ def test_it_is_left_out_where_it_is_slower_or_too_coarse():
 def test_only_a_cpu_gets_it():
   """A GPU or TPU gets many small convolutions in place of one."""
   convolution = lambda x, kernel: ops.conv2d(x, kernel, 'float32')
-  gradients = jax.grad(lambda x, kernel: convolution(x, kernel).sum(), (0, 1))
+  gradients = jax.value_and_grad(lambda x, kernel: convolution(x, kernel).sum(), (0, 1))
   traced = jax.jit(gradients).trace(jnp.ones((2, 9, 7, 8)), jnp.ones((3, 3, 8, 8)))
-  for platform, num_convolutions in (('cpu', 6), ('cuda', 2), ('tpu', 2)):
+  for platform, num_convolutions in (('cpu', 12), ('cuda', 3), ('tpu', 3)):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert len(re.findall(r'stablehlo\.convolution', text)) == num_convolutions, platform
 
@@ -147,19 +148,20 @@ def test_a_few_images_are_worked_on_at_a_time(channels):
   """The sums of a whole batch, gigabytes, are made at once."""
   images = jax.ShapeDtypeStruct((512, 28, 28, channels), 'float32')
   kernel = jax.ShapeDtypeStruct((5, 5, channels, channels), 'float32')
-  for function, other, most in (
-      (lambda x, k: winograd.convolution(x, k, _same(k)), kernel, 2**23),
-      (lambda x, g: winograd.kernel_grads(x, g, (5, 5)), images, 2**22),
-  ):
+  convolution = lambda x, k: winograd.convolution(x, k, _same(k))
+  grads = lambda x, g: winograd.kernel_grads(x, g, (5, 5))
+  for function, other, most in ((convolution, kernel, 2**23), (grads, images, 2**22)):
     (loop,) = (
         eqn
         for eqn in jax.make_jaxpr(function)(images, other).eqns
         if eqn.primitive.name == 'scan'
     )
-    (barrier, *_) = (
+    barriers = [
         eqn
         for eqn in loop.params['jaxpr'].eqns
         if eqn.primitive.name == 'optimization_barrier'
-    )
-    made = sum(x.aval.size * x.aval.dtype.itemsize for x in barrier.outvars)
-    assert most / 8 < made <= most
+    ]
+    # Of the images, and of the gradients or the result.
+    assert len(barriers) == 2
+    made = sum(x.aval.size * x.aval.dtype.itemsize for eqn in barriers for x in eqn.outvars)
+    assert most / 8 < made <= (most if function is grads else 2 * most)
