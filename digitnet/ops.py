@@ -22,6 +22,10 @@ from digitnet import products
 from digitnet import winograd
 
 
+# Relative difference up to which two float32 pixels count as equal in a max-pool's gradient.
+_ROUNDING = 2.0**-19
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv2d(
     images: jax.Array, kernel: jax.Array, operand_dtype: str
@@ -148,8 +152,8 @@ def max_pool(images: jax.Array) -> jax.Array:
   """2x2 max-pool with stride 2; an odd last row or column is dropped.
 
   It takes the maximum of four strided slices, and its gradient is elementwise: many times
-  as fast on CPU as `nn.max_pool`. Pixels that tie share the gradient evenly, whereas XLA's
-  window gradient gives it to the first.
+  as fast on CPU as `nn.max_pool`. Pixels that tie, in float32 but for rounding, share the
+  gradient evenly, whereas XLA's window gradient gives it to the first.
 
   Args:
     images: [N, H, W, C], float.
@@ -180,7 +184,10 @@ def _max_pool_backward(residuals, grads):
   even = images[:, : 2 * rows, : 2 * columns]
   windows = even.reshape(num, rows, 2, columns, 2, channels)
   # By broadcasting, since XLA on CPU is slow at writing to strided slices.
-  is_highest = windows == out[:, :, None, :, None]
+  # Pixels of an even background are equal but for the rounding of `winograd.py`. If that
+  # chose among them, each number of devices would get other gradients.
+  rounding = _ROUNDING * jnp.abs(out) if out.dtype == jnp.float32 else 0
+  is_highest = windows >= (out - rounding)[:, :, None, :, None]
   num_highest = sum(
       is_highest[:, :, i, :, j].astype(grads.dtype) for i in range(2) for j in range(2)
   )

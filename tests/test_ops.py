@@ -304,3 +304,11 @@ def test_pixels_that_tie_share_the_gradient_of_max_pool(dtype):
   assert image_grads[0, :, :, 0].tolist() == [
       [4, 4, 4, 0], [4, 0, 4, 4], [3, 3, 3, 3], [3, 3, 3, 3], [0, 0, 0, 0]
   ]  # fmt: skip
+
+
+def test_rounding_does_not_choose_a_pixel():
+  """Gradients depend on the last bit of pixels that would be equal, as of a background."""
+  nearly = np.nextafter(np.float32(7), np.float32(8))
+  images = jnp.asarray([[7, nearly], [7, 6.999]], jnp.float32)[None, :, :, None]
+  image_grads = jax.grad(lambda x: ops.max_pool(x).sum())(images)
+  np.testing.assert_allclose(image_grads[0, :, :, 0], [[1 / 3, 1 / 3], [1 / 3, 0]], rtol=1e-6)
