@@ -8,7 +8,8 @@ these in the compilation cache. Training in float32 would gain only a tenth, so 
 without oneDNN and keeps its fast start.
 
 Of convolutions oneDNN is given only the forward form, in which the gradients are written
-too. In float32 `winograd.py` first divides those of many images into smaller ones. All results are rounded to the operands' dtype.
+too. In float32 `winograd.py` first divides those of many images into smaller ones. All
+results are rounded to the operands' dtype.
 """
 
 from collections.abc import Callable

@@ -2,9 +2,9 @@
 
 On CPU, `products.py` computes what XLA is slow at there: kernel gradients, and all
 bfloat16 convolutions and products. Float32 convolutions of 8 channels or more, and their
-kernel gradients, are computed by `winograd.py`. Other backends keep XLA's own convolutions. The choice
-is made when the program is lowered, so one exported program holds both; in bfloat16 such
-a program has a fixed batch size.
+kernel gradients, are computed by `winograd.py`. Other backends keep XLA's own
+convolutions. The choice is made when the program is lowered, so one exported program holds
+both; in bfloat16 such a program has a fixed batch size.
 
 `operand_dtype` is the dtype that the operands of a product are cast to, in the backward
 pass too. Sums are in float32 at least. XLA's own convolution rounds them to bfloat16 if
@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from digitnet import products
 from digitnet import winograd
-
 
 # Relative difference up to which two float32 pixels count as equal in a max-pool's gradient.
 _ROUNDING = 2.0**-19
