@@ -8,6 +8,7 @@ Keras' defaults: glorot uniform for kernels (Glorot and Bengio, 2010), zeros for
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 
 from flax import traverse_util
@@ -273,6 +274,22 @@ def for_inference(model: DigitNet) -> tuple[DigitNet, Callable]:
   if onednn.is_available(model.operand_dtype):
     return model.clone(by_onednn=True, inference=True), onednn.jit
   return model, jax.jit
+
+
+def bind_params(jit: Callable, step: Callable, params: dict, freeze: bool) -> Callable:
+  """`jit(step)` with params as its first argument.
+
+  Args:
+    jit: one of those that `for_inference` returns.
+    step: a function of params and other arguments.
+    params: what to call it with.
+    freeze: whether oneDNN may have params as constants, which XLA lays out for each batch
+      size. Inference is then faster, but every size needs a copy of params, and a second
+      more to compile. Without oneDNN nothing would be gained, and nothing is frozen.
+  """
+  if freeze and jit is onednn.jit:
+    return jit(functools.partial(step, params))
+  return functools.partial(jit(step), params)
 
 
 def for_training(model: DigitNet) -> DigitNet:

@@ -38,8 +38,13 @@ class Predictor:
     params: the network's parameters.
   """
 
-  def __init__(self, workdir: str):
+  def __init__(self, workdir: str, freeze: bool = False):
     """Restores the parameters that did best on validation.
+
+    Args:
+      workdir: the run's folder.
+      freeze: whether `probs` is tuned for many calls of the same N; see
+        `model.bind_params`.
 
     Raises:
       UserError: `workdir` holds no run, or no checkpoint that can be restored.
@@ -55,10 +60,15 @@ class Predictor:
     self._saliency_step = jax.jit(steps.make_saliency_step(model))
     model, jit = model_lib.for_inference(model)
     # From the params cast above, so that arrays which stay the same are shared.
-    self._infer_params = model_lib.operand_params(model, self._saliency_params)
-    self._infer_step = jit(steps.make_infer_step(model))
+    params = model_lib.operand_params(model, self._saliency_params)
     strengths = augment.Strengths(**self.config.augment).of_views
-    self._infer_view_step = jit(steps.make_infer_step(model, strengths, _VIEWS_SCALE))
+    self._infer_step, self._infer_view_step = (
+        model_lib.bind_params(jit, step, params, freeze)
+        for step in (
+            steps.make_infer_step(model),
+            steps.make_infer_step(model, strengths, _VIEWS_SCALE),
+        )
+    )
 
   @property
   def source(self) -> str:
@@ -127,9 +137,7 @@ class Predictor:
       key = jax.random.fold_in(rng.stream_key(_VIEWS_SEED, 'views'), view)
       infer_step, keys = self._infer_view_step, (key,)
     logits = [
-        np.asarray(
-            infer_step(self._infer_params, padded[start : start + size], *keys)
-        )
+        np.asarray(infer_step(padded[start : start + size], *keys))
         for start in console.bar(range(0, len(padded), size), 'batch')
     ]
     return special.softmax(np.concatenate(logits)[: len(images)], axis=-1)

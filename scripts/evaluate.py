@@ -65,7 +65,9 @@ def main() -> None:
   name = ', '.join(args.files)
   # Before the networks are loaded, which takes seconds.
   examples = user_files.read(args.files) if args.files else None
-  predictors = [predict.Predictor(workdir) for workdir in args.workdir]
+  # With one network in memory, when many passes over the images repay the compilation.
+  freeze = len(args.workdir) == 1 and (args.views > 1 or args.corruptions)
+  predictors = [predict.Predictor(workdir, freeze) for workdir in args.workdir]
   if examples is None:
     dataset = predict.load_data(predictors)
     split = args.split or 'validation'

@@ -240,6 +240,21 @@ def test_onednn_is_asked_for_by_the_operands(monkeypatch, tiny_config, dtype, ma
   assert model_lib.for_inference(net) == (net, jax.jit)
 
 
+@pytest.mark.parametrize('by_onednn', [False, True])
+@pytest.mark.parametrize('freeze', [False, True])
+def test_params_are_frozen_only_for_onednn(monkeypatch, by_onednn, freeze):
+  """A GPU's program holds a second copy of the params, or freezing has no effect."""
+  taken = []
+
+  def jit(function):
+    return lambda *args: taken.append(len(args)) or function(*args)
+
+  monkeypatch.setattr(onednn, 'jit', jit if by_onednn else None)
+  step = model_lib.bind_params(jit, lambda params, x: params['a'] - x, {'a': 5}, freeze)
+  assert step(3) == 2
+  assert taken == [1 if by_onednn and freeze else 2]
+
+
 def test_operands_are_cast_beforehand(tiny_config):
   """Every inference casts all kernels again, or biases, which are only added, are rounded."""
   net = _net(tiny_config({'model.matmul_dtype': 'bfloat16'}))

@@ -106,6 +106,30 @@ def test_it_is_used_where_it_is_said_to_be(operands):
 
 
 @pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
+def test_frozen_kernels_are_laid_out_beforehand(operands, tiny_config):
+  """XLA takes constants as it takes arguments, and freezing only costs memory."""
+  if not onednn.is_available(operands):
+    pytest.skip(f'{operands}: no oneDNN, or no bfloat16 instructions here')
+  model, _ = model_lib.for_inference(
+      DigitNet(**tiny_config({'model.matmul_dtype': operands}).model)
+  )
+  params = model_lib.operand_params(model, random_params(model.clone(inference=False)))
+  programs = []
+
+  def jit(function):
+    step = jax.jit(function, compiler_options=onednn.OPTIONS)
+    return lambda *args: programs.append(step.lower(*args).compile().as_text())
+
+  step = steps.make_infer_step(model)
+  with pytest.MonkeyPatch.context() as patch, onednn.cache_takes_nothing():
+    patch.setattr(onednn, 'jit', jit)
+    for freeze in (False, True):
+      model_lib.bind_params(jit, step, params, freeze)(np.zeros((64, 28, 28, 1), np.uint8))
+  laid_out = [program.count('"weights_prepacked":true') for program in programs]
+  assert laid_out[0] == 0 and laid_out[1] >= len(model.dense_features)
+
+
+@pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
 @pytest.mark.parametrize(
     'batch, size, kernel, channels_in, channels_out',
     [

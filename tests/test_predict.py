@@ -52,6 +52,16 @@ def test_views_change_the_image_and_nothing_else(workdir, digits):
   np.testing.assert_allclose(predictor.probs(images[4:6], 3), three[4:6], atol=1e-5)
 
 
+def test_frozen_networks_answer_alike(workdir, digits):
+  """Laying out the params for one batch size changes the answers, for some size or view."""
+  images, _ = digits(150)
+  plain, frozen = (predict.Predictor(str(workdir), freeze) for freeze in (False, True))
+  for num, views in ((1, 1), (150, 1), (20, 3)):
+    np.testing.assert_allclose(
+        frozen.probs(images[:num], views), plain.probs(images[:num], views), atol=1e-6
+    )
+
+
 def test_probs_of_any_number_of_images(workdir, digits):
   """The padding gets answers too, or the order is lost."""
   images, _ = digits(150)  # of 64 at a time

@@ -1,4 +1,4 @@
-"""digitnet itself, by the steps that main.py and scripts/predict.py run."""
+"""digitnet itself, by the steps that main.py and scripts/evaluate.py run."""
 
 import pathlib
 import sys
@@ -48,8 +48,7 @@ class Digitnet:
     self._eval_step = parallel.pmap(
         steps.make_eval_step(model), by_onednn=model.by_onednn
     )
-    self._infer_model, jit = model_lib.for_inference(model)
-    self._infer_step = jit(steps.make_infer_step(self._infer_model))
+    self._model = model
     state = jax.eval_shape(lambda: steps.init_state(params, optimizer))
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state)
     self._state = parallel.replicate(state.replace(params=params))
@@ -83,11 +82,12 @@ class Digitnet:
     # Here, since main.py does not load it before the first step either, which `start` times.
     from scipy import special  # pylint: disable=g-import-not-at-top
 
-    params = parallel.first(self._state.params)
-    params = model_lib.operand_params(self._infer_model, params)
+    model, jit = model_lib.for_inference(self._model)
+    params = model_lib.operand_params(model, parallel.first(self._state.params))
+    # With frozen params, as the best of the peers.
+    step = model_lib.bind_params(jit, steps.make_infer_step(model), params, freeze=True)
 
     def infer():
-      logits = np.asarray(self._infer_step(params, images))
-      special.softmax(logits, axis=-1)
+      special.softmax(np.asarray(step(images)), axis=-1)
 
     return infer
