@@ -239,15 +239,13 @@ class DigitNet(nn.Module):
 
     Some of the images may be padding. Layers can read variables, but not change them.
     """
-    num = len(images)
-    num_chunks = max(1, -(-num // _CHUNK_IMAGES))
     scan = nn.scan(
         lambda net, _, chunk: (None, net._convolve(chunk, None)),
         variable_broadcast=True,
         split_rngs={'params': False},
     )
-    _, x = scan(self, None, products.to_chunks(images, max(1, -(-num // num_chunks))))
-    return x.reshape(-1, *x.shape[2:])[:num]
+    _, x = scan(self, None, products.to_chunks(images, _CHUNK_IMAGES))
+    return products.from_chunks(x, len(images))
 
 
 @dataclasses.dataclass(frozen=True)

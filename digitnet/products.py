@@ -105,8 +105,7 @@ def convolution(
   pixel_bytes = lhs_side * images.dtype.itemsize
   pixel_bytes += rhs_side * sum_dtype(images).itemsize
   chunk = chunk_size(len(images), rows * width * pixel_bytes, _chunk_bytes(images))
-  out = lax.map(convolve, to_chunks(images, chunk))
-  return out.reshape(-1, height, width, channels_out)[: len(images)]
+  return from_chunks(lax.map(convolve, to_chunks(images, chunk)), len(images))
 
 
 def kernel_grads(
@@ -142,7 +141,7 @@ def kernel_grads(
   if images.dtype == jnp.bfloat16:
     parts, product = 1, _product_over_pixels_channels_first
   else:
-    parts = math.gcd(chunk, _PARTS)
+    parts = math.gcd(chunks[0].shape[1], _PARTS)
     product = functools.partial(_product_over_pixels, parts=parts)
 
   def add_chunk(total, chunk):
@@ -239,9 +238,16 @@ def chunk_size(num: int, image_bytes: int, chunk_bytes: int) -> int:
   return max(1, min(num, chunk))
 
 
-def to_chunks(x: jax.Array, chunk: int) -> jax.Array:
-  """[N, ...] to [chunks, chunk, ...], with zeros at the end."""
-  missing = -len(x) % chunk
+def to_chunks(x: jax.Array, most: int) -> jax.Array:
+  """[N, ...] to [chunks, n, ...], with few zeros at the end; n is `most` or less."""
+  num_chunks = max(1, -(-len(x) // most))
+  chunk = max(1, -(-len(x) // num_chunks))
+  missing = num_chunks * chunk - len(x)
   if missing:
     x = jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1)))
-  return x.reshape(-1, chunk, *x.shape[1:])
+  return x.reshape(num_chunks, chunk, *x.shape[1:])
+
+
+def from_chunks(x: jax.Array, num: int) -> jax.Array:
+  """[chunks, n, ...] back to [N, ...], N being `num`."""
+  return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:num]

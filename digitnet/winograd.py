@@ -106,9 +106,8 @@ def convolution(
 
   image_bytes = len(of_images) * tiles * width * channels_in * images.dtype.itemsize
   chunk = products.chunk_size(num, image_bytes, _CHUNK_BYTES)
-  chunk = -(-num // -(-num // chunk))  # As many chunks of equal size, with little padding.
   out = lax.map(convolve, products.to_chunks(images, chunk))
-  return out.reshape(out.shape[0] * chunk, *out.shape[2:])[:num]
+  return products.from_chunks(out, num)
 
 
 def kernel_grads(
