@@ -106,7 +106,7 @@ def test_it_is_used_where_it_is_said_to_be(operands):
 
 
 @pytest.mark.parametrize('operands', ['float32', 'bfloat16'])
-def test_frozen_kernels_are_laid_out_beforehand(operands, tiny_config):
+def test_frozen_kernels_are_laid_out_beforehand(operands, tiny_config, monkeypatch):
   """XLA takes constants as it takes arguments, and freezing only costs memory."""
   if not onednn.is_available(operands):
     pytest.skip(f'{operands}: no oneDNN, or no bfloat16 instructions here')
@@ -120,9 +120,9 @@ def test_frozen_kernels_are_laid_out_beforehand(operands, tiny_config):
     step = jax.jit(function, compiler_options=onednn.OPTIONS)
     return lambda *args: programs.append(step.lower(*args).compile().as_text())
 
+  monkeypatch.setattr(onednn, 'jit', jit)
   step = steps.make_infer_step(model)
-  with pytest.MonkeyPatch.context() as patch, onednn.cache_takes_nothing():
-    patch.setattr(onednn, 'jit', jit)
+  with onednn.cache_takes_nothing():
     for freeze in (False, True):
       model_lib.bind_params(jit, step, params, freeze)(np.zeros((64, 28, 28, 1), np.uint8))
   laid_out = [program.count('"weights_prepacked":true') for program in programs]

@@ -1,5 +1,6 @@
 """digitnet itself, by the steps that main.py and scripts/evaluate.py run."""
 
+import functools
 import pathlib
 import sys
 
@@ -82,12 +83,11 @@ class Digitnet:
     # Here, since main.py does not load it before the first step either, which `start` times.
     from scipy import special  # pylint: disable=g-import-not-at-top
 
+    return lambda: special.softmax(np.asarray(self._infer_step(images)), axis=-1)
+
+  @functools.cached_property
+  def _infer_step(self):
+    """With frozen params, as the best of the peers: those of the first inference."""
     model, jit = model_lib.for_inference(self._model)
     params = model_lib.operand_params(model, parallel.first(self._state.params))
-    # With frozen params, as the best of the peers.
-    step = model_lib.bind_params(jit, steps.make_infer_step(model), params, freeze=True)
-
-    def infer():
-      special.softmax(np.asarray(step(images)), axis=-1)
-
-    return infer
+    return model_lib.bind_params(jit, steps.make_infer_step(model), params, freeze=True)
