@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import optax
 
 from digitnet import augment
 from digitnet import cluster
@@ -29,20 +28,16 @@ from digitnet.console import warn
 from digitnet.data import batches
 from digitnet.data import sources
 from digitnet.data.corpus import Dataset
-from digitnet.errors import Stopped
 from digitnet.errors import UserError
 from digitnet.metrics import Metrics
 from digitnet.metrics_log import MetricsLog
 from digitnet.model import DigitNet
 from digitnet.plan import Plan
 from digitnet.progress import Progress
-from digitnet.step_reports import check_finite
+from digitnet.saving import Saving
 from digitnet.step_reports import Reports
 from digitnet.validation import Validation
 from digitnet.workdir import Workdir
-
-# As one program: outside jit, JAX compiles each operation for each shape separately.
-_global_norm = jax.jit(optax.global_norm)
 
 
 def train_and_evaluate(
@@ -142,7 +137,7 @@ def train(
       dataset,
       has_average=config.optim.average_decay > 0,
   )
-  step = resumed_step = int(state.step)
+  step = int(state.step)
   if step > plan.last_step:
     raise UserError(
         f'config.duration={config.duration!r}: is {plan.last_step:,} steps, and'
@@ -150,15 +145,7 @@ def train(
     )
   if cluster.is_main():
     run.adopt_changes(config)
-  say(
-      f'{jax.device_count()} x {jax.devices()[0].device_kind};'
-      f' {plan.last_step:,} steps of {config.batch_size} images,'
-      f' {plan.steps_per_epoch:,} an epoch'
-      + (f' of {plan.passes_per_epoch} passes' if plan.passes_per_epoch > 1 else '')
-      + (f'; resuming after step {step:,}' if step else '')
-  )
-  if cluster.is_main():
-    _warn_of_waste(config, plan, model)
+  _announce(config, plan, model, step)
 
   # Put all that the steps read on the devices once.
   state = parallel.replicate(state)
@@ -189,6 +176,7 @@ def train(
       log,
       progress,
   )
+  saving = Saving(plan, run, checkpoints, log, progress, pace, saved_step=step)
   # Several processes may only stop together: `cluster.is_stopping` asks them all.
   if cluster.count() == 1:
     stopping = signals.stop_request()
@@ -198,31 +186,13 @@ def train(
     while True:
       # Before the update, since the step that a run resumes from may lack its validation: a
       # signal cut it short, or the config has changed.
-      is_due = validation.is_due(step)
-      if is_due or plan.saves_at(step) or stop.signum is not None:
+      if validation.is_due(step) or saving.is_due(step) or stop.signum is not None:
         reports.settle()
         with pace.pause():
-          if is_due:
+          if validation.is_due(step):
             validation.run(step, state.evaluated, stop)
             lr_scale = parallel.replicate(_lr_scale(config.optim, progress))
-          # Read once, since a signal may come at any time.
-          is_stop = stop.signum is not None
-          is_save = is_stop or plan.saves_at(step) or step == progress.best_step
-          if is_save and step > resumed_step:
-            progress.train_seconds = pace.seconds
-            progress.train_images = pace.num_images
-            if cluster.is_main():
-              save(checkpoints, state, progress, log)
-          if is_stop:
-            checkpoints.wait()
-            # Hold back the other processes, which have nothing to save: if they ended now,
-            # so would the main process, in the middle of its save.
-            cluster.from_main(True)
-            raise Stopped(
-                stop.signum,
-                f'stopped after step {step:,}, which is saved in {run.path}; the'
-                ' same command resumes',
-            )
+          saving.run(step, state, stop)
       if step == plan.last_step:
         break
 
@@ -246,6 +216,19 @@ def train(
     checkpoints.wait()
     stop.check()  # All is saved, so a signal that came since may stop the run.
   return progress
+
+
+def _announce(config, plan, model, step):
+  """Says what will run, from `step` on, and warns of settings that hardly make sense."""
+  passes = f' of {plan.passes_per_epoch} passes' if plan.passes_per_epoch > 1 else ''
+  say(
+      f'{jax.device_count()} x {jax.devices()[0].device_kind};'
+      f' {plan.last_step:,} steps of {config.batch_size} images,'
+      f' {plan.steps_per_epoch:,} an epoch{passes}'
+      + (f'; resuming after step {step:,}' if step else '')
+  )
+  if cluster.is_main():
+    _warn_of_waste(config, plan, model)
 
 
 def _warn_of_waste(config, plan, model):
@@ -312,26 +295,6 @@ def _log_training(step, plan, report, progress, log, pace):
       'images_per_second': pace.images_per_second,
   })
   pace.show(f'step {step:,}/{plan.last_step:,}', summary)
-
-
-def save(
-    checkpoints: Checkpoints,
-    state: steps.TrainState,
-    progress: Progress,
-    log: MetricsLog,
-) -> None:
-  """Starts to save a replicated state, once the previous save is on disk.
-
-  Raises:
-    TrainingFailed: the parameters are not finite, or the disk is full.
-  """
-  checkpoints.wait()  # So that only one extra copy of the state exists at a time.
-  saved = parallel.first(state)
-  # The losses checked so far are from before this step's update.
-  norm = _global_norm(saved.params)
-  check_finite(int(saved.step), {'norm of the parameters': norm})
-  log.sync(int(saved.step))
-  checkpoints.save(saved, progress)
 
 
 def _lr_scale(optim_config, progress):

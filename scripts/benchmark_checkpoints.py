@@ -56,8 +56,8 @@ def time_saves(folder: pathlib.Path, repeats: int, num_steps: int) -> dict:
   from digitnet import model as model_lib
   from digitnet import optim
   from digitnet import parallel
+  from digitnet import saving
   from digitnet import steps
-  from digitnet import train
   from digitnet.checkpoint import Checkpoints
   from digitnet.data import batches
   from digitnet.metrics_log import MetricsLog
@@ -95,7 +95,7 @@ def time_saves(folder: pathlib.Path, repeats: int, num_steps: int) -> dict:
     _reset_peak()
     started = time.perf_counter()
     if saves:
-      train.save(checkpoints, state, progress, log)
+      saving.save(checkpoints, state, progress, log)
     blocked = time.perf_counter() - started
     for _ in range(num_steps):
       batch = steps.Batch(

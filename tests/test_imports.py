@@ -16,7 +16,7 @@ LAYERS = [
     {'config', 'parallel', 'progress', 'signals', 'lock', 'cluster'},
     {'steps', 'plan', 'workdir'},
     {'checkpoint', 'metrics_log', 'step_reports', 'results'},
-    {'evaluate', 'report', 'start'},
+    {'evaluate', 'report', 'saving', 'start'},
     {'finish', 'validation', 'predict', 'compare', 'export.network', 'export.card', 'imported'},
     {'train', 'demo.reader', 'export.stablehlo', 'export.safetensors_file', 'export.onnx_file', 'export.keras_model'},
     {'demo.server', 'export.folder'},

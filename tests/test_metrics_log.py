@@ -4,20 +4,13 @@ import json
 import os
 import shutil
 import struct
-import types
 
 from etils import epath
-import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from digitnet import optim
-from digitnet import parallel
-from digitnet import steps
-from digitnet import train
 from digitnet.metrics_log import MetricsLog
 from digitnet.metrics_log import read_metrics
-from digitnet.progress import Progress
 
 
 @pytest.fixture
@@ -82,20 +75,6 @@ def test_lines_do_not_wait_for_the_disk(paths, monkeypatch):
     monkeypatch.undo()
   (file,) = paths[1].iterdir()
   assert [step for step, *_ in events_in(file)] == [1, 2]
-
-
-def test_lines_are_on_the_disk_before_a_checkpoint_counts_on_them(paths, monkeypatch):
-  """After a power cut the newest checkpoint has no lines in metrics.jsonl."""
-  calls = []
-  checkpoints = types.SimpleNamespace(
-      wait=lambda: calls.append('wait'), save=lambda *_: calls.append('save')
-  )
-  optimizer = optim.make_optimizer(lambda step: 0.1, 0.9, 0.999, 1e-8)
-  state = parallel.replicate(steps.init_state({'kernel': np.ones(2, np.float32)}, optimizer))
-  with MetricsLog(*paths, step=0) as log:
-    monkeypatch.setattr(os, 'fsync', lambda number: calls.append('lines'))
-    train.save(checkpoints, state, Progress('data'), log)
-    assert calls == ['wait', 'lines', 'save']
 
 
 def test_curves_that_are_gone_are_made_again(paths):
