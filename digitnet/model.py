@@ -293,7 +293,7 @@ def bind_params(jit: Callable, step: Callable, params: dict, freeze: bool) -> Ca
 def for_training(model: DigitNet) -> DigitNet:
   """The fastest form of the model here for training, and for scoring params as trained.
 
-  oneDNN is used only in bfloat16, since float32 would gain a tenth but start without the
+  oneDNN is used only in bfloat16, since float32 would gain little and start without the
   compilation cache; and only in a single process, since a program that `jax.pmap` compiles
   ahead of time does not accept the arrays of other processes.
   """

@@ -1,11 +1,10 @@
 """The network's layers by oneDNN, the library of x86 kernels that is part of jaxlib.
 
-In float32, oneDNN makes inference a quarter faster. In bfloat16, on a processor with a
-matrix unit for it, inference is more than three times as fast as by XLA, and training
-twice as fast; with bfloat16 vector instructions both are one and a half times as fast
-(scripts/README.md). XLA calls oneDNN in programs compiled with `OPTIONS`, and cannot keep
-these in the compilation cache. Training in float32 would gain only a tenth, so it does
-without oneDNN and keeps its fast start.
+It makes inference faster. In bfloat16, on a processor with a matrix unit for it, inference
+is more than three times as fast as by XLA, and training twice as fast; with bfloat16 vector
+instructions both are one and a half times as fast (scripts/README.md). XLA calls oneDNN in
+programs compiled with `OPTIONS`, and cannot keep these in the compilation cache. Training
+in float32 would gain little, so it does without oneDNN and keeps its fast start.
 
 Of convolutions oneDNN is given only the forward form, in which the gradients are written
 too. In float32 `winograd.py` first divides those of many images into smaller ones. All
