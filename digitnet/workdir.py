@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 import contextlib
 import csv
+import errno
+import glob
 import io
 import json
 import os
@@ -33,6 +35,7 @@ class Workdir:
       raise UserError(f'--workdir={path}: name a local folder')
     # Orbax requires absolute paths.
     self.path = epath.Path(path).expanduser().absolute()
+    _check_name(str(self.path))
     self.config = self.path / 'config.json'
     self.metrics = self.path / 'metrics.jsonl'
     self.results = self.path / 'results.json'
@@ -68,6 +71,8 @@ class Workdir:
           raise NotADirectoryError(0, f'{self.checkpoints.name} is a file')
         self.new_changes = self._find_changes(config, allow_changes)
         if self.new_changes or not self.results.exists():
+          if self.checkpoints.exists() and not os.access(self.checkpoints, os.W_OK):
+            raise PermissionError(errno.EACCES, f'{self.checkpoints.name}: no permission')
           stack.enter_context(lock.hold(self._lock))
         if not self.new_changes and not self.results.exists():
           self._write_config(config)
@@ -178,6 +183,16 @@ class Workdir:
     writer.writerows(enumerate(labels.tolist(), start=1))
     with writing(self.predictions, step):
       write_atomically(self.predictions, text.getvalue())
+
+
+def _check_name(path):
+  """Refuses what Orbax can save to but not read: it globs the path, and needs UTF-8."""
+  if glob.escape(path) != path:
+    raise UserError(f'--workdir={path}: name a folder without *, ? and [ in its path')
+  try:
+    path.encode()
+  except UnicodeEncodeError:
+    raise UserError(f'--workdir={path!r}: name a folder whose path is UTF-8') from None
 
 
 def short_names(paths: Sequence[os.PathLike | str]) -> list[str]:

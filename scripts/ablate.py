@@ -33,9 +33,11 @@ import sys
 import threading
 
 from digitnet import cli
+from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
+_LONGEST_NAME = 255  # Bytes, in the name of a folder on Linux.
 _COLUMNS = ('variant', 'repeats', 'error', 'std', 'difference', 'p', 'test_error',
             'images_per_second', 'parameters')  # fmt: skip
 
@@ -108,6 +110,9 @@ def main() -> None:
   }
   pictures.save(pictures.dots(errors), args.output / 'ablations.png')
   print(f'left in {args.output}: ablations.md, .csv and .png', file=sys.stderr)
+  of_all = [one for of_variant in results.values() for one in of_variant]
+  if num_failed := of_all.count(None):
+    raise TrainingFailed(f'{num_failed} of {len(of_all)} runs failed; see above')
 
 
 class _Processes:
@@ -203,6 +208,11 @@ def _check(variant, args):
         f'{variant}: would be compared on other images than the baseline; give data.*'
         ' with --set, for all runs'
     )
+  if len(os.fsencode(_folder_name(variant))) > _LONGEST_NAME:
+    raise UserError(
+        f'{variant}: too long for the name of a folder; make it a line of'
+        ' configs/ablations.py, and give its name'
+    )
   values = flags.FlagValues()
   argv = ['main.py', *_config_flags(variant, 0, args)]
   config = config_flags.DEFINE_config_file(
@@ -216,11 +226,15 @@ def _check(variant, args):
     raise UserError(f'{variant}: {cli.config_mistake(error)}') from None
 
 
+def _folder_name(variant):
+  return re.sub(r'[/*?[]', '_', variant)
+
+
 def _run(variant, repeat, args, processes):
   """Runs main.py once. Returns its results, or None if training failed."""
   from digitnet.workdir import Workdir
 
-  workdir = args.output / variant.replace('/', '_') / f'repeat_{repeat}'
+  workdir = args.output / _folder_name(variant) / f'repeat_{repeat}'
   workdir.parent.mkdir(parents=True, exist_ok=True)
   with workdir.with_suffix('.log').open('w') as log:
     code, stderr = processes.run(

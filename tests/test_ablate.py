@@ -18,6 +18,7 @@ from configs import ablations
 from digitnet import lock
 from digitnet import pictures
 from digitnet.checkpoint import Checkpoints
+from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 from digitnet.workdir import Workdir
 from tests.conftest import QUICKLY_COMPILED
@@ -89,6 +90,23 @@ def test_a_failed_run_leaves_the_others_and_a_mistake_ends_them(tmp_path, capfd,
   with pytest.raises(UserError, match='baseline, repeat 0: no output'):
     run(2, '')
   assert asked[-1]['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'true'
+
+
+def test_comparisons_with_failed_runs_fail(tmp_path, monkeypatch, capsys):
+  """A script that waits for a comparison takes a table with gaps for a whole one."""
+  monkeypatch.setattr(ablate, '_run', lambda variant, repeat, *_: _run(10) if repeat else None)
+  arguments = [f'--output={tmp_path}', '--repeats=2', 'optim.b2=0.9']
+  monkeypatch.setattr(sys, 'argv', ['ablate.py', *arguments])
+  with pytest.raises(TrainingFailed, match='2 of 4 runs failed'):
+    ablate.main()
+  assert '| `baseline` | 1 |' in capsys.readouterr().out
+  assert (tmp_path / 'ablations.png').exists()
+
+
+def test_a_variant_has_a_folder_that_can_be_saved_to():
+  """Orbax takes the brackets of a list for a pattern, and no checkpoint can be read."""
+  variant = 'model.kernel_sizes=[3,3] data.dir=a/b?*'
+  assert ablate._folder_name(variant) == 'model.kernel_sizes=_3,3] data.dir=a_b__'
 
 
 def test_nothing_to_compare_is_said_so():
@@ -281,6 +299,7 @@ def test_what_is_set_for_all_does_not_undo_a_variant():
         (['--set', 'data.num_folds=0'], 'config.data.num_folds'),
         (['optim.b2=0.9 data.fold=1'], 'on other images'),
         (['--first_repeat=-1'], '--first_repeat=-1'),
+        (['optim.b2=0.99 ' + 'optim.eps=1e-7 ' * 20], 'too long for the name of a folder'),
     ],
 )
 def test_mistakes_are_told(tmp_path, run_script, arguments, complaint):

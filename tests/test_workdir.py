@@ -1,6 +1,7 @@
 """A workdir belongs to one config."""
 
 import json
+import os
 
 import pytest
 
@@ -88,3 +89,24 @@ def test_a_kill_while_changes_are_adopted(tiny_config, tmp_path, monkeypatch):
         run.adopt_changes(new)
     assert run.config_changes == [['seed: 0 -> 8']] and not run.results.exists()
     assert not run.predictions.exists() and not run.report.exists()
+
+
+@pytest.mark.parametrize('name', ['run[1]', 'run*', 'ru?', 'run\udcff'])
+def test_names_that_orbax_cannot_read_again_are_refused(tmp_path, name):
+  """A whole training is lost: every save succeeds, and no checkpoint can be read."""
+  with pytest.raises(UserError, match='--workdir=.*: name a folder'):
+    workdir.Workdir(str(tmp_path / name / 'run'))
+
+
+def test_checkpoints_of_somebody_else_are_no_place_to_save(tiny_config, tmp_path, monkeypatch):
+  """A run begun as root goes on as another user, and fails at its first save."""
+  run = workdir.Workdir(str(tmp_path))
+  _claim(run, tiny_config())
+  (run.checkpoints / '10').mkdir(parents=True)
+  # Root, as which tests may run, may write anywhere.
+  may = lambda path, mode: os.fspath(path) != str(run.checkpoints)
+  monkeypatch.setattr(os, 'access', may)
+  with pytest.raises(UserError, match='checkpoints: no permission'):
+    _claim(run, tiny_config())
+  run.results.write_text('{}')
+  _claim(run, tiny_config())  # A finished run only shows its results.
