@@ -81,7 +81,6 @@ def _read_pictures(args):
   from digitnet import imaging
   from digitnet import predict
   from digitnet.data import files
-  from etils import epath
   import numpy as np
 
   seen = args.seen and cli.folder(args.seen)
@@ -93,7 +92,7 @@ def _read_pictures(args):
       if name == '-':
         content = sys.stdin.buffer.read()
       else:
-        content = files.read_bytes(epath.Path(name).expanduser())
+        content = files.read_bytes(files.local_path(name))
       for place, digit in enumerate(imaging.read_picture(content, name, args.several), 1):
         found.append((name, place, digit))
     except UserError as error:

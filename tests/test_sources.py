@@ -66,6 +66,13 @@ def test_missing_folder_is_named(source, tmp_path):
     _load(source, tmp_path / 'none')
 
 
+@pytest.mark.parametrize('source', ['auto', 'idx', 'kaggle', 'tfds'])
+def test_an_address_is_no_folder(source):
+  """A bucket given for a folder ends in a traceback."""
+  with pytest.raises(UserError, match='gs://bucket/mnist: not on this machine'):
+    _load(source, 'gs://bucket/mnist')
+
+
 @pytest.mark.parametrize('source', ['idx', 'kaggle'])
 def test_unset_folder_is_named(source):
   """The current folder is searched although nobody asked for it."""

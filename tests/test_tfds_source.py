@@ -204,3 +204,36 @@ def test_folder_that_cannot_be_used_is_named(mnist_dir, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='config.data.dir='):
     tfds_source.load(str(tmp_path / 'file'), str(mnist_dir))
+
+
+@pytest.mark.parametrize(
+    'code, raised', [(errno.ENOSPC, OSError), (errno.EACCES, UserError)]
+)
+def test_a_fault_of_the_disk_is_not_blamed_on_the_network(
+    serve, mnist_dir, tmp_path, monkeypatch, code, raised
+):
+  """With a full disk `auto` trains on the bundled digits, and a part of a file stays."""
+  serve(mnist_dir)
+
+  def fail(path, content):
+    with path.open('wb') as file:
+      file.write(content[:10])
+    raise OSError(code, 'the fault')
+
+  monkeypatch.setattr(type(epath.Path()), 'write_bytes', fail)
+  with pytest.raises(raised, match='the fault') as error:
+    tfds_source.load(str(tmp_path), '')
+  assert not isinstance(error.value, tfds_source.NetworkUnavailable)
+  assert not list((tmp_path / 'downloads/digitnet_mnist').iterdir())
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', '*-test.array_record*'])
+def test_damaged_records_are_named(prepared, tmp_path, name):
+  """A power cut during the preparation leaves files that end each run in a traceback."""
+  shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+  folder = tmp_path / 'digitnet_mnist/1.0.0'
+  (folder / 'decoded.npz').unlink()
+  (path,) = folder.glob(name)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(UserError, match='1.0.0: damaged .*; remove it'):
+    tfds_source.load(str(tmp_path), '')

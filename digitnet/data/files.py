@@ -1,7 +1,8 @@
-"""Reads files that the user names."""
+"""Finds and reads files that the user names."""
 
 import gzip
 import io
+import os
 import zlib
 
 from etils import epath
@@ -13,6 +14,13 @@ _GZIP_MAGIC = b'\x1f\x8b'
 # Limit in bytes, before and after decompression: ten times the largest file of digits that
 # we know. A few megabytes of gzip can hold more than a machine's memory.
 _MOST = 2**30
+
+
+def local_path(path: os.PathLike | str) -> epath.Path:
+  """The path, with ~ for the home folder; UserError if it is an address, such as gs://."""
+  if '://' in os.fspath(path):
+    raise UserError(f'{path}: not on this machine; copy it here, and name the copy')
+  return epath.Path(path).expanduser()
 
 
 def read_bytes(path: epath.Path) -> bytes:

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-from etils import epath
-
 from digitnet.data import bundled
+from digitnet.data import files
 from digitnet.data import idx
 from digitnet.data import kaggle
 from digitnet.data import splits
@@ -98,7 +97,7 @@ def _auto(data_dir, manual_dir, say):
 def _folder(path, contents):
   if not path:
     raise UserError(f'config.data.dir is not set: name the folder with {contents}')
-  folder = epath.Path(path).expanduser()
+  folder = files.local_path(path)
   if not folder.is_dir():
     raise UserError(
         f'config.data.dir={path}: no such folder; it must hold {contents}'

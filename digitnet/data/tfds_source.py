@@ -1,19 +1,21 @@
 """The `tfds` source: MNIST downloaded or found, checked, prepared, read in bulk."""
 
+import contextlib
 import errno
 import http.client
 import os
 import threading
 import urllib.request
 
-from etils import epath
 import numpy as np
 
 from digitnet.data import cache
+from digitnet.data import files
 from digitnet.data import idx
 from digitnet.data.corpus import Corpus
 from digitnet.data.corpus import Split
 from digitnet.errors import UserError
+from digitnet.errors import brief
 
 # The smallest file first, since it shows whether there is a network at all.
 _NAMES = sorted(
@@ -41,28 +43,39 @@ def load(data_dir: str, manual_dir: str) -> Corpus:
     UserError: a file is missing or has a wrong checksum, or TFDS cannot use `data_dir`.
     OSError: the disk is full.
   """
-  base = epath.Path(data_dir or '~/tensorflow_datasets').expanduser()
+  base = files.local_path(data_dir or '~/tensorflow_datasets')
   prepared = base / 'digitnet_mnist' / '1.0.0'
   copy = prepared / 'decoded.npz'
   fetches = not manual_dir and not (prepared / 'dataset_info.json').exists()
 
   def make():
     if manual_dir:
-      files = epath.Path(manual_dir).expanduser()
-      _check_manual_dir(files)
+      folder = files.local_path(manual_dir)
+      _check_manual_dir(folder)
     else:
-      files = base / 'downloads' / 'digitnet_mnist'
+      folder = base / 'downloads' / 'digitnet_mnist'
     if fetches:
-      _fetch(files)
+      _fetch(folder)
+    was_prepared = prepared.exists()
     try:
-      return _prepare_and_read(base, files)
+      return _prepare_and_read(base, folder)
     except _WrongChecksum as error:
       if not fetches:
         raise
       for name in _NAMES:
-        (files / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
       raise NetworkUnavailable(
           f'what was downloaded is not MNIST ({error})'
+      ) from None
+    except (ImportError, OSError, UserError):
+      raise
+    # Damaged records make their reader, and damaged JSON makes TFDS, raise nearly anything.
+    except Exception as error:  # pylint: disable=broad-except
+      if not was_prepared:
+        raise
+      raise UserError(
+          f'{prepared}: damaged ({brief(error)}); remove it, and the same command makes it'
+          ' again'
       ) from None
 
   try:
@@ -102,34 +115,43 @@ def _fetch(folder):
     path = folder / name
     if path.exists():
       continue
-    outcome = ['no answer']
+    replies = []
     fetching = threading.Thread(
-        target=_fetch_one, args=(path, outcome), daemon=True
+        target=_fetch_one, args=(name, replies), daemon=True
     )
     fetching.start()
     fetching.join(None if number else _FIRST_SECONDS)
-    if outcome:
+    reply = replies[0] if replies else 'no answer'
+    if isinstance(reply, str):
       raise NetworkUnavailable(
-          f'MNIST cannot be downloaded ({outcome[0]}): connect to the network,'
+          f'MNIST cannot be downloaded ({reply}): connect to the network,'
           ' or give config.data.manual_dir a folder with its four .gz files'
       )
+    # Outside the thread, so that a full disk is not taken for a missing network.
+    _write(path, reply)
 
 
-def _fetch_one(path, outcome):
-  """Downloads one file; empties `outcome` on success, puts the reason in it on failure."""
+def _fetch_one(name, replies):
+  """Downloads one file; appends its content, or as a str the reason why there is none."""
+  try:
+    with urllib.request.urlopen(idx.URL + name, timeout=_READ_SECONDS) as reply:
+      replies.append(reply.read())
+  except (OSError, ValueError, http.client.HTTPException) as error:
+    replies.append(str(getattr(error, 'reason', error)))
+
+
+def _write(path, content):
   temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
   try:
-    with urllib.request.urlopen(
-        idx.URL + path.name, timeout=_READ_SECONDS
-    ) as reply:
-      temporary.write_bytes(reply.read())
+    temporary.write_bytes(content)
     temporary.replace(path)
-    outcome.clear()
-  except (OSError, ValueError, http.client.HTTPException) as error:
-    outcome[0] = str(getattr(error, 'reason', error))
+  except OSError:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise
 
 
-def _prepare_and_read(base, files):
+def _prepare_and_read(base, folder):
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.download import download_manager
 
@@ -140,7 +162,7 @@ def _prepare_and_read(base, files):
   builder = make_builder()
   try:
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=files)
+        download_config=tfds.download.DownloadConfig(manual_dir=folder)
     )
   except download_manager.NonMatchingChecksumError as error:
     first_line = str(error).strip().splitlines()[0]

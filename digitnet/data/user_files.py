@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from etils import epath
 import numpy as np
 
 from digitnet.data import files
@@ -28,7 +27,7 @@ def read(paths: Sequence[str]) -> Split:
   splits = []
   images = None  # Path and content of an IDX file whose labels may follow.
   for name in paths:
-    path = epath.Path(name).expanduser()
+    path = files.local_path(name)
     content = files.read_bytes(path)
     if images is not None and idx.num_dims(content) == 1:
       splits[-1] = idx.to_split(*images, path, content)
