@@ -27,6 +27,8 @@ _FITTED = 20
 _LONGEST_SIDE = 400
 # Phones take photos of 10^8 pixels, but as JPEG, which is decoded at a reduced size.
 _MOST_PIXELS = 2**27
+# TIFF's tags for the width and the height of a tile.
+_TILE_SIDES = (322, 323)
 # Only formats that hold pixels: for others, such as PostScript, Pillow starts programs.
 _FORMATS = {
     'AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP'
@@ -67,12 +69,12 @@ def open_picture(
   """
   try:
     picture = Image.open(io.BytesIO(content), formats=_formats())
+    size = picture.size
+    num_held = _num_held(picture)
     # JPEG is decoded at a reduced size if that is enough.
     picture.draft('L', (2 * _LONGEST_SIDE,) * 2)
-    if picture.width * picture.height > most_pixels:
-      raise UserError(
-          f'{name}: has {picture.width} x {picture.height} pixels; make it smaller'
-      )
+    if max(num_held, picture.width * picture.height) > most_pixels:
+      raise UserError(f'{name}: has {size[0]} x {size[1]} pixels; make it smaller')
     return _to_grey(_turned(picture))
   except UserError:
     raise
@@ -83,6 +85,18 @@ def open_picture(
   # Damaged files make Pillow raise nearly anything.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(f'{name}: not a picture that can be read ({error})') from None
+
+
+def _num_held(picture):
+  """How many pixels' worth of memory its decoder holds, whatever the decoded size."""
+  if picture.info.get('progressive'):
+    # All of a progressive JPEG's coefficients, up to 8 bytes a pixel, half of a pixel here.
+    return picture.width * picture.height // 2
+  if picture.format == 'TIFF':
+    # A tile may be larger than the picture.
+    width, height = (picture.tag_v2.get(tag, 0) for tag in _TILE_SIDES)
+    return width * height
+  return 0
 
 
 def _turned(picture):

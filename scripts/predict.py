@@ -151,7 +151,8 @@ def _keep(found, folder):
   from PIL import Image
 
   for number, (name, place, digit) in enumerate(found, 1):
-    stem = 'stdin' if name == '-' else pathlib.Path(name).stem
+    # Cut, since a name is already as long as a file system allows.
+    stem = 'stdin' if name == '-' else pathlib.Path(name).stem[:50]
     Image.fromarray(digit[..., 0]).save(folder / f'{number:03}-{stem}-{place}.png')
 
 

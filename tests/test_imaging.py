@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import struct
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 import benchmark_pictures
+import predict
 
 
 @pytest.fixture(scope='module')
@@ -183,6 +185,33 @@ def test_a_bomb_is_refused(side):
     imaging.read_picture(_file(Image.new('1', (side, side))), 'bomb')
 
 
+def _tiff_of_one_tile(side, tile):
+  """A grey TIFF, without its pixels."""
+  tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 322: tile, 323: tile, 324: 0, 325: 0}
+  entries = b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags.items())
+  return b'II*\0' + struct.pack('<IH', 8, len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize('is_progressive', [False, True])
+def test_what_a_decoder_holds_is_counted(is_progressive):
+  """A small JPEG takes gigabytes, since its decoder holds it whole, in spite of the limit."""
+  content = _file(Image.new('L', (6000, 6000), 255), 'JPEG', progressive=is_progressive)
+  decode = lambda: imaging.open_picture(content, 'bomb', 2**24)
+  if is_progressive:
+    with pytest.raises(UserError, match='^bomb: has 6000 x 6000 pixels; make it smaller'):
+      decode()
+  else:
+    assert decode().min() > 0.99  # decoded at a reduced size
+
+
+def test_a_tile_larger_than_its_picture_is_refused():
+  """A TIFF of 100 pixels a side takes gigabytes."""
+  with pytest.raises(UserError, match='^bomb: has 100 x 100 pixels'):
+    imaging.open_picture(_tiff_of_one_tile(100, 2**14), 'bomb', 2**24)
+  with pytest.raises(UserError, match='not a picture'):  # but not for its size
+    imaging.open_picture(_tiff_of_one_tile(100, 128), 'tile', 2**24)
+
+
 @pytest.fixture(scope='module')
 def workdir(train_tiny):
   return train_tiny('20 steps')
@@ -240,6 +269,12 @@ def test_standard_input_is_read_and_what_was_seen_is_kept(workdir, folder):
   assert process.stdout.split()[0] == b'-'
   with Image.open(folder / 'seen/001-stdin-1.png') as picture:
     assert picture.size == (28, 28)
+
+
+def test_what_was_seen_of_a_long_name_is_kept(folder):
+  """A name as long as it may be is read, and then ends in an error."""
+  predict._keep([(f'{"é" * 125}.png', 1, np.zeros((28, 28, 1), np.uint8))], folder)
+  assert (folder / f'001-{"é" * 50}-1.png').exists()
 
 
 @pytest.mark.parametrize(
