@@ -357,7 +357,7 @@ class Checkpoints:
     if not folder.exists():  # An earlier start of the run has moved it.
       return
     place.parent.mkdir(exist_ok=True)
-    folder.rename(place)
+    shutil.move(folder, place)  # `checkpoints` may be a link to another disk.
     warn(f'the checkpoint of step {step:,} is damaged ({fault}); moved to {place}')
 
   def _remove_unfinished(self):

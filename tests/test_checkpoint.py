@@ -1,5 +1,7 @@
 """What is restored is what was saved; the newest and the best checkpoints are kept."""
 
+import errno
+import os
 import shutil
 
 import jax
@@ -157,6 +159,22 @@ def test_leftovers_of_a_killed_save_are_removed(open_folder, tmp_path, capsys):
   assert open_folder().steps == [1]
   assert not half.exists()
   assert 'the save of step 2 was never finished' in capsys.readouterr().err
+
+
+def test_a_damaged_step_is_set_aside_on_another_disk(open_folder, tmp_path, monkeypatch):
+  """Checkpoints that are a link to another disk end in a traceback, and no run goes on."""
+  checkpoints = open_folder()
+  checkpoints.save(_state(step=4), _progress())
+  checkpoints.wait()
+
+  def rename(*paths, **options):
+    raise OSError(errno.EXDEV, 'Invalid cross-device link')
+
+  for name in ('rename', 'replace'):
+    monkeypatch.setattr(os, name, rename)
+  checkpoints._set_aside(4, 'a fault')
+  (aside,) = (tmp_path / 'damaged').iterdir()
+  assert (aside / 'params').is_dir() and not (tmp_path / 'c/4').exists()
 
 
 def test_saving_a_step_twice_is_loud(open_folder):
