@@ -133,7 +133,7 @@ def _has_tpu():
 
 def _check(coordinator, num_processes, process_id):
   host, colon, port = coordinator.rpartition(':')
-  if not (host and colon and port.isdigit()):
+  if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
     raise UserError(f'--coordinator={coordinator}: must be HOST:PORT')
   if num_processes is None or process_id is None:
     raise UserError(

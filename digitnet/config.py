@@ -178,7 +178,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
   Raises:
     UserError: a value is not allowed; names the field, its value and what is allowed.
   """
-  values = flatten(config)
+  try:
+    values = flatten(config)
+  except TypeError as error:
+    raise UserError(
+        f"the config cannot be saved as JSON ({error}): use Python's own numbers, strings,"
+        ' lists and tuples'
+    ) from None
   for name in values:
     if name not in RULES:
       raise UserError(

@@ -60,7 +60,7 @@ def main() -> None:
     write = lambda: report.write(run, results, scored, dataset.train, predictor.params)
   try:
     print(write())
-  except (KeyError, TypeError) as error:
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
         f'results.json or metrics.jsonl is not as a run leaves it ({error!r}); bring'
         ' back what was changed'

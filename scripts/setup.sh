@@ -4,12 +4,15 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 
-# Whether a Python is 3.11 to 3.13 and can create an environment with pip. Each candidate is
-# run, since a version manager's shim can exist without working.
-usable() {
-  "$1" -c '
-import ensurepip, sys, venv
+# Whether a Python runs and is 3.11 to 3.13. A version manager's shim can exist without working.
+supported() {
+  "$1" -c 'import sys
 sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
+}
+
+# Whether it can also create an environment with pip.
+usable() {
+  supported "$1" && "$1" -c 'import ensurepip, venv' >/dev/null 2>&1
 }
 
 # Prints the newest usable Python. If $PYTHON is set, only that one is considered; otherwise,
@@ -38,7 +41,12 @@ find_python() {
 # Creates .venv, or repairs it if it is incomplete. If its Python no longer exists, .venv/bin
 # must be removed first, because venv would keep the dead links.
 make_environment() {
-  if "$python" -m pip --version >/dev/null 2>&1; then return; fi
+  if "$python" -m pip --version >/dev/null 2>&1; then
+    supported "$python" && return
+    echo "digitnet: $root/.venv has $("$python" --version 2>&1), which is not supported:" \
+      'remove that folder, and the same command makes it again' >&2
+    return 2
+  fi
   local from
   from=$(find_python) || return
   echo "set-up: making .venv with $("$from" --version)" >&2

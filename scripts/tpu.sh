@@ -72,7 +72,8 @@ parse() {
       --name=*) name=${1#*=} ;;
       --zone=*) zone=${1#*=} ;;
       --type=*) type=${1#*=} ;;
-      --bucket=*) bucket=${1#*=} ;;
+      # gs://mine/runs/ would be another place than gs://mine/runs.
+      --bucket=*) bucket=${1#*=} bucket=${bucket%/} ;;
       --runtime=*) runtime=${1#*=} ;;
       --project=*) project=("--project=${1#*=}") ;;
       --worker=*) worker=${1#*=} ;;

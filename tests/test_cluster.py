@@ -227,6 +227,8 @@ def test_a_tpu_without_metadata_trains_alone_if_it_is_alone(
         (('h:1', None, 0), 'name --num_processes and --process_id too'),
         (('h:port', 2, 0), 'must be HOST:PORT'),
         ((':1', 2, 0), 'must be HOST:PORT'),
+        (('h:²', 2, 0), 'must be HOST:PORT'),
+        (('h:99999', 2, 0), 'must be HOST:PORT'),
     ],
 )
 def test_half_a_cluster_is_none(monkeypatch, given, says):

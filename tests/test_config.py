@@ -8,6 +8,7 @@ import re
 import zipfile
 
 import ml_collections
+import numpy as np
 import pytest
 
 from configs import ablations
@@ -210,6 +211,15 @@ def test_too_many_blocks_are_refused():
   for name in ('conv_features', 'kernel_sizes', 'conv_dropout_rates'):
     config.model[name] = config.model[name][:4]
   config_lib.validate(config)
+
+
+def test_what_json_lacks_is_refused():
+  """A config file that computes a value with NumPy ends in a traceback."""
+  config = default.get_config()
+  with config.ignore_type():
+    config.optim.learning_rate = np.float32(1e-3)
+  with pytest.raises(UserError, match="float32.*use Python's own numbers"):
+    config_lib.validate(config)
 
 
 def test_unknown_and_missing_fields_are_named():

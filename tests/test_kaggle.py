@@ -58,6 +58,15 @@ def test_windows_line_ends_and_byte_order_mark(folder, digits):
   np.testing.assert_array_equal(kaggle.load(folder).train.images, images)
 
 
+def test_names_may_be_in_quotes(folder, digits):
+  """R writes its column names in quotes, and its file is refused."""
+  path = folder / 'train.csv'
+  header, _, body = path.read_text().partition('\n')
+  quoted = ','.join(f'"{name}"' for name in header.split(','))
+  path.write_text(f'{quoted}\n{body}')
+  np.testing.assert_array_equal(kaggle.load(folder).train.images, digits(6)[0])
+
+
 def test_edited_file_is_read_afresh(folder, digits):
   """The decoded copy outlives the file it was made from."""
   kaggle.load(folder)
@@ -109,6 +118,7 @@ def _replace(text, row, column, value):
         (lambda t: _replace(t, 5, 785, []), 'row 5: 784 columns where the header has 785'),
         (lambda t: '\n'.join(line.rpartition(',')[0] for line in t.split('\n')), 'row 1: a header of 784 columns'),
         (lambda t: t.replace('pixel7,', 'pxl7,', 1), "row 1, column 9: the header says 'pxl7' where 'pixel7' belongs"),
+        (lambda t: t.replace('label', 'Label', 1), "row 1, column 1: the header says 'Label' where 'label' belongs"),
         (lambda t: t.split('\n', 1)[1], 'row 1'),
         (lambda t: '', 'the file is empty'),
         (lambda t: t.split('\n', 1)[0], 'no row follows the header'),

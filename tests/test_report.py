@@ -180,6 +180,7 @@ def test_names_are_not_taken_for_html(finished, tmp_path):
     [
         ('metrics.jsonl', '"epoch"', '"pass"'),
         ('results.json', '"num_errors"', '"errors"'),
+        ('results.json', '"images_per_second": ', '"images_per_second": "x", "speed": '),
     ],
 )
 def test_files_that_were_edited_are_told(finished, run_script, tmp_path, name, old, new):

@@ -74,6 +74,23 @@ def test_an_environment_whose_python_is_gone_is_made_again(tmp_path):
   assert str(tmp_path) in process.stdout
 
 
+def test_an_environment_of_another_python_is_named(tmp_path):
+  """The packages of the lock file are said not to exist."""
+  (tmp_path / 'scripts').mkdir()
+  shutil.copy(ROOT / 'scripts/setup.sh', tmp_path / 'scripts')
+  python = tmp_path / '.venv/bin/python'
+  python.parent.mkdir(parents=True)
+  # Has pip, and runs no code.
+  python.write_text(
+      '#!/bin/sh\ncase $1 in -c) exit 1 ;; --version) echo Python 3.10.4 ;; esac\n'
+  )
+  python.chmod(0o755)
+  code = f'source {tmp_path}/scripts/setup.sh; make_environment'
+  process = subprocess.run(['bash', '-c', code], capture_output=True, text=True)
+  assert process.returncode == 2 and python.exists()
+  assert '.venv has Python 3.10.4, which is not supported: remove' in process.stderr
+
+
 def test_python_variable_is_obeyed(find_python):
   """A newer Python is used instead of $PYTHON, or a bad one is used."""
   process = find_python({'python3.13': True, 'mine': True}, PYTHON='mine')

@@ -77,7 +77,7 @@ def test_what_is_missing_is_named(tpu, flags, says):
 
 def test_dry_run_of_a_spot_slice_is_complete_and_runs_nothing(tpu, tmp_path):
   """A command is missing, has a flag that gcloud does not know, or already costs money."""
-  flags = (*_AT[:2], '--type=v5litepod-16', '--spot', '--bucket=gs://mine/runs', '--dry_run')
+  flags = (*_AT[:2], '--type=v5litepod-16', '--spot', '--bucket=gs://mine/runs/', '--dry_run')
   printed = []
   for command in ('create', 'setup', 'run', 'status', 'logs', 'results', 'delete'):
     process, calls = tpu(command, *flags, '--', '--config=configs/tpu.py', '--config.seed=1')

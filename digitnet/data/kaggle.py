@@ -61,7 +61,8 @@ def parse_csv(path: epath.Path, content: bytes) -> Split:
   if not content.strip():
     raise UserError(f'{path}: the file is empty')
   header, _, body = content.partition(b'\n')
-  names = _decode(path, header).strip().split(',')
+  # Some programs, such as R, put the names in quotes.
+  names = _decode(path, header).strip().replace('"', '').split(',')
   has_labels = names[0] == 'label'
   if names[has_labels:] != _PIXELS:
     raise UserError(_describe_header(path, names))
@@ -101,7 +102,8 @@ def _in_range(table, has_labels):
 
 
 def _describe_header(path, names):
-  expected = ['label', *_PIXELS] if names[0] == 'label' else _PIXELS
+  means_labels = names[0].lower() == 'label' or len(names) == 1 + len(_PIXELS)
+  expected = ['label', *_PIXELS] if means_labels else _PIXELS
   wanted = '[label,]pixel0,...,pixel783'
   if len(names) != len(expected):
     return (
