@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 import contextlib
 import errno
+import functools
 import gc
 import io
 import logging
@@ -49,9 +50,7 @@ def run(main: Callable[[], None]) -> int:
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, _stop)
     sys.unraisablehook = _send_again
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    # File names may hold any bytes, which are printed as they are.
-    sys.stdout.reconfigure(errors='surrogateescape')
+  _open_streams()
   try:
     _check_checkout()
     main()
@@ -84,6 +83,18 @@ def run(main: Callable[[], None]) -> int:
       )
     traceback.print_exc()
     return 1
+
+
+def _open_streams():
+  """Makes stdin, stdout and stderr usable, whatever our caller has made of them."""
+  # None, if they were closed, as by some daemons.
+  sys.stdin = sys.stdin or open(os.devnull)
+  sys.stdout = sys.stdout or open(os.devnull, 'w')
+  sys.stderr = sys.stderr or open(os.devnull, 'w')
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # File names may hold any bytes, which are printed as they are if they can be.
+    is_utf8 = sys.stdout.encoding.lower() == 'utf-8'
+    sys.stdout.reconfigure(errors='surrogateescape' if is_utf8 else 'backslashreplace')
 
 
 def _check_checkout():
@@ -147,36 +158,47 @@ def parse_flags(
   Raises:
     UserError: a flag, the config file or an override is wrong.
   """
-  argv = sys.argv
-  # Passed as an argument, not as the flag's default: with a default, defining the flag
-  # would apply the overrides, and fail on a wrong one, even if --help is asked for.
-  if not any(arg.split('=')[0] in ('-config', '--config') for arg in argv[1:]):
-    argv = [argv[0], f'--config={default_config}', *argv[1:]]
-  _refuse_repeated(argv)
+  _refuse_pipes(sys.argv)
   try:
-    # Reads a --flagfile, if there is one.
-    config = config_flags.DEFINE_config_file('config', None, config_is)
+    # Expands each --flagfile, which may hold --config too.
+    argv = [sys.argv[0], *flags.FLAGS.read_flags_from_files(sys.argv[1:])]
+    names = [arg.partition('=')[0].lstrip('-') for arg in argv[1:] if arg.startswith('-')]
+    if names.count('config') > 1:
+      raise UserError('--config: given twice; give it once')
+    # Passed as an argument, not as the flag's default: with a default, defining the flag
+    # would apply the overrides, and fail on a wrong one, even if --help is asked for.
+    if 'config' not in names:
+      argv.insert(1, f'--config={default_config}')
+    config = config_flags.DEFINE_config_file('config', None, config_is, sys_argv=argv)
     if any(arg in _HELP for arg in argv[1:]):
       print(doc + flags.FLAGS.main_module_help())
       sys.exit(0)
     rest = flags.FLAGS(argv)[1:]
-    config.value.to_dict()  # A file that failed to load raises only now.
+    values = config.value.to_dict()  # A file that failed to load raises only now.
   # Whatever a config file or its overrides raise is for the user to fix.
   except Exception as error:  # pylint: disable=broad-except
     raise UserError(config_mistake(error)) from None
+  _refuse_repeated(names, values)
   return config.value, rest
 
 
-def _refuse_repeated(argv):
-  """ml_collections would join the tuples of a key that is given twice."""
-  seen = set()
+def _refuse_pipes(argv):
+  """A --flagfile is read again when `environment.prepare` starts Python again."""
   for arg, following in zip(argv, [*argv[1:], '']):
     key, equals, value = arg.partition('=')
-    value = value if equals else following
-    if key.lstrip('-').startswith('config.') and value.startswith('('):
-      if key in seen:
-        raise UserError(f'{key}: given twice; give it once')
-      seen.add(key)
+    value = os.path.expanduser(value if equals else following)
+    if key.lstrip('-') == 'flagfile' and os.path.exists(value) and not os.path.isfile(value):
+      raise UserError(f'--flagfile={value}: must be a file, not a pipe or a folder')
+
+
+def _refuse_repeated(names, values):
+  """ml_collections would join the tuples of a key that is given twice."""
+  for name in names:
+    of_config, *keys = name.split('.')
+    if of_config == 'config' and keys and names.count(name) > 1:
+      value = functools.reduce(lambda node, key: node[key], keys, values)
+      if isinstance(value, (list, tuple)):
+        raise UserError(f'--{name}: given twice; give it once')
 
 
 def config_mistake(error: Exception) -> str:

@@ -19,6 +19,7 @@ from digitnet import lock
 from digitnet.atomic import write_atomically
 from digitnet.atomic import writing
 from digitnet.console import warn
+from digitnet.data import files
 from digitnet.errors import UserError
 
 
@@ -34,7 +35,7 @@ class Workdir:
     if not str(path) or '://' in str(path):
       raise UserError(f'--workdir={path}: name a local folder')
     # Orbax requires absolute paths.
-    self.path = epath.Path(path).expanduser().absolute()
+    self.path = files.local_path(path).absolute()
     _check_name(str(self.path))
     self.config = self.path / 'config.json'
     self.metrics = self.path / 'metrics.jsonl'

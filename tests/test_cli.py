@@ -4,6 +4,8 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -83,6 +85,45 @@ def test_names_of_files_come_out_as_they_came_in(run_python):
   env = {**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'}
   process = run_python('-c', code, env=env, errors='surrogateescape')
   assert (process.returncode, process.stdout) == (0, 'zw\udcf6lf.png\n'), process.stderr
+
+
+def test_names_that_a_terminal_lacks_are_spelled_out(run_python):
+  """A run that has been saved ends in a traceback, since its folder has an umlaut."""
+  code = "import sys; from digitnet import cli; sys.exit(cli.run(lambda: print('K\\xfche')))"
+  process = run_python('-c', code, env={**os.environ, 'PYTHONIOENCODING': 'ascii'})
+  assert (process.returncode, process.stdout) == (0, 'K\\xfche\n'), process.stderr
+
+
+def test_closed_streams_are_no_fault(run_python, tmp_path):
+  """Under a daemon that closes the streams, a run that has been saved counts as failed."""
+  path = tmp_path / 'program.py'
+  path.write_text(
+      'import sys\n'
+      'from digitnet import cli, console\n'
+      'def main():\n'
+      '  console.say("a line")\n'
+      '  console.warn("another")\n'
+      '  assert not list(console.bar([], "") or sys.stdin)\n'
+      'cli.leave(cli.run(main))\n'
+  )
+  process = subprocess.run(
+      ['bash', '-c', f'exec {sys.executable} {path} <&- >&- 2>&-'],
+      env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
+  assert process.returncode == 0
+
+
+def test_a_file_of_flags_may_name_the_config(run_python, tmp_path):
+  """The config of a --flagfile is not seen, and the default one clashes with it."""
+  (tmp_path / 'flags').write_text('--config=configs/quick.py\n--config.seed=7\n')
+  code = (
+      'import sys; from digitnet import cli;'
+      f" sys.argv = ['x', '--flagfile', '{tmp_path}/flags', '--config.batch_size=64'];"
+      " config, rest = cli.parse_flags('', '', 'configs/default.py');"
+      ' print(config.duration, config.seed, config.batch_size, rest)'
+  )
+  process = run_python('-c', code)
+  assert process.stdout == '3 epochs 7 64 []\n', process.stderr
 
 
 def test_faults_of_ours_keep_their_traceback(capsys):

@@ -32,6 +32,8 @@ def _assert_one_line(process, *parts):
         (['--config=README.md'], ['README.md, line']),
         (['--config.model.kernel_sizes=(5,3)'] * 2, ['config.model.kernel_sizes: given twice']),
         (['--config.model.kernel_sizes', '(5,3)'] * 2, ['config.model.kernel_sizes: given twice']),
+        (['--config.model.dense_features=16', '--config.model.dense_features=[32]'], ['config.model.dense_features: given twice']),
+        (['--config=configs/quick.py', '--config=configs/default.py', '--config.seed=1'], ['--config: given twice']),
         (['--confg=configs/quick.py'], ['confg']),
         (['configs/quick.py'], ['unexpected argument', 'configs/quick.py']),
         (['--config.data.source=idx', '--config.data.dir=/nowhere'], ['/nowhere', 'no such folder']),
@@ -41,6 +43,8 @@ def _assert_one_line(process, *parts):
         (['--workdir=gs://bucket/run'], ['gs://bucket/run']),
         (['--workdir='], ['--workdir=: name a local folder']),
         (['--flagfile=/nowhere'], ['/nowhere']),
+        (['--flagfile=/dev/null'], ['--flagfile=/dev/null: must be a file']),
+        (['--workdir=~nobody-of-this-name/run'], ['~nobody-of-this-name/run: there is no such home folder']),
         (['--workdir=LICENSE/run'], ['LICENSE/run', 'cannot be written to']),
     ],
 )

@@ -17,10 +17,17 @@ _MOST = 2**30
 
 
 def local_path(path: os.PathLike | str) -> epath.Path:
-  """The path, with ~ for the home folder; UserError if it is an address, such as gs://."""
+  """The path, with ~ for the home folder.
+
+  Raises:
+    UserError: there is no such home, or it is an address, such as gs://.
+  """
   if '://' in os.fspath(path):
     raise UserError(f'{path}: not on this machine; copy it here, and name the copy')
-  return epath.Path(path).expanduser()
+  expanded = os.path.expanduser(path)
+  if expanded.startswith('~'):
+    raise UserError(f'{path}: there is no such home folder; name the folder in full')
+  return epath.Path(expanded)
 
 
 def read_bytes(path: epath.Path) -> bytes:
