@@ -59,6 +59,7 @@ class _Cluster:
     self._processes: list[subprocess.Popen] = []
     self._readers: list[threading.Thread] = []
     self._stops = 0
+    self._unread: OSError | None = None  # Why their lines cannot be printed any more.
 
   def run(self) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -68,11 +69,12 @@ class _Cluster:
       for number in range(self._args.processes):
         if not self._stops:
           self._start(number, port)
-      return self._wait()
+      code = self._wait()
     finally:
       self._kill_all()
       for reader in self._readers:
         reader.join(5)
+    return 141 if isinstance(self._unread, BrokenPipeError) else code
 
   def _start(self, number, port):
     process = subprocess.Popen(
@@ -81,17 +83,26 @@ class _Cluster:
             f'--num_processes={self._args.processes}', f'--process_id={number}',
             *self._flags,
         ],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='surrogateescape',
         env=_environment(self._args.devices_per_process),
         # Otherwise the terminal's Ctrl-C would reach them directly.
         start_new_session=True,
     )  # fmt: skip
     self._processes.append(process)
     reader = threading.Thread(
-        target=_relay, args=(number, process.stdout), daemon=True
+        target=self._relay, args=(number, process.stdout), daemon=True
     )
     reader.start()
     self._readers.append(reader)
+
+  def _relay(self, number, lines):
+    for line in lines:
+      # Read to the end in any case: a process whose pipe is full stands still.
+      if self._unread is None:
+        try:
+          print(f'[{number}] {line}', end='', flush=True)
+        except OSError as error:  # As after `| head`; `_wait` stops the processes.
+          self._unread = error
 
   def _wait(self):
     """Waits for all processes; kills those left `_PATIENCE_SECONDS` after a failure."""
@@ -106,6 +117,8 @@ class _Cluster:
           deadline = time.monotonic() + _PATIENCE_SECONDS
       if None not in codes:
         break
+      if self._unread is not None and not self._stops:
+        self._stop(signal.SIGTERM, None)
       if deadline and time.monotonic() > deadline:
         left = [number for number, code in enumerate(codes) if code is None]
         print(f'digitnet: killing processes {left}, which do not end', file=sys.stderr)
@@ -137,11 +150,6 @@ def _environment(num_devices):
       'PYTHONUNBUFFERED': '1',
       'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={num_devices}',
   }
-
-
-def _relay(number, lines):
-  for line in lines:
-    print(f'[{number}] {line}', end='', flush=True)
 
 
 def _free_port():

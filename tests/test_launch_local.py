@@ -173,6 +173,25 @@ def test_a_second_signal_insists(cluster):
   assert [p.signals for p in stopped._processes] == [asked_and_killed, [], asked_and_killed]
 
 
+def test_lines_that_nobody_reads_end_all(cluster, monkeypatch):
+  """After `| head` the processes stand still for ever, once their pipes are full."""
+  stopped = cluster(None, None)
+  for process in stopped._processes:
+    process.send_signal = lambda signum, process=process: setattr(process, 'code', 143)
+
+  def nobody_reads(*_, **__):
+    raise BrokenPipeError
+
+  monkeypatch.setattr(launch_local, 'print', nobody_reads, raising=False)
+  lines = iter(['a\n', 'b\n', 'c\n'])
+  stopped._relay(0, lines)
+  assert not list(lines)
+  assert stopped._wait() == 143
+  stopped._args = argparse.Namespace(processes=0)
+  monkeypatch.setattr(signal, 'signal', lambda *_: None)
+  assert stopped.run() == 141
+
+
 def test_what_each_process_is_told(monkeypatch):
   """Two processes have the same number, Ctrl-C ends them in mid-step, or flags are lost."""
   told = []
