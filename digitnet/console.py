@@ -30,6 +30,12 @@ def say(line: str) -> None:
   sys.stdout.flush()
 
 
+def note(line: str) -> None:
+  """Prints a line on stderr, for programs that print their results on stdout."""
+  if not _silent:
+    print(line, file=sys.stderr)
+
+
 def error(line: str) -> None:
   """Prints a line on stderr, where it is not missed, nor mixed with results."""
   tqdm.tqdm.write(f'digitnet: {line}', file=sys.stderr)
@@ -124,7 +130,7 @@ class Pace:
   @property
   def images_per_second(self) -> float | None:
     """The speed over the run so far; None before anything has been timed."""
-    return self.num_images / self.seconds if self.seconds else None
+    return self.num_images / self.seconds if self.num_images else None
 
   def show(self, where: str, summary: dict[str, float | int]) -> None:
     """Shows loss and accuracy beside the bar, or in a line of its own if there is none."""

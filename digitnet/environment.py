@@ -21,6 +21,9 @@ _MALLOC = {
 def user_cache() -> str:
   """The folder for files that can be made again, by default `~/.cache/digitnet`."""
   base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  if base.startswith('~'):
+    # A user without a home folder. Below this file nothing can be made, so nothing is kept.
+    base = os.devnull
   return os.path.join(base, 'digitnet')
 
 
@@ -51,11 +54,20 @@ def prepare(tune_malloc: bool = True) -> None:
   if variables:
     os.environ.update(variables)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-  os.environ.setdefault(
-      'JAX_COMPILATION_CACHE_DIR', os.path.join(user_cache(), 'compiled')
-  )
+  compiled = os.path.join(user_cache(), 'compiled')
+  # Otherwise JAX would warn of each program that it cannot keep.
+  if _is_writable(compiled):
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', compiled)
   # By default JAX caches only what took a second or more to compile.
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+
+def _is_writable(folder):
+  try:
+    os.makedirs(folder, exist_ok=True)
+  except OSError:
+    return False
+  return os.access(folder, os.W_OK)
 
 
 def _has_tunables():

@@ -1,7 +1,6 @@
 """Prediction with trained networks: images in, probabilities out."""
 
 from collections.abc import Sequence
-import sys
 
 import jax
 import numpy as np
@@ -182,7 +181,7 @@ def load_data(predictors: Sequence[Predictor]) -> Dataset:
   """
   first = predictors[0]
   dataset = sources.load(
-      lambda line: print(line, file=sys.stderr),
+      console.note,
       **{**first.config.data, 'source': first.source},
   )
   for predictor in predictors:

@@ -62,7 +62,7 @@ def collect(
       'digests': digests,
       'images_per_second': (
           progress.train_images / progress.train_seconds
-          if progress.train_seconds
+          if progress.train_images
           else None
       ),
       'wall_seconds': progress.wall_seconds,

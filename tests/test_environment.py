@@ -67,6 +67,18 @@ def test_prepare_starts_python_again_with_the_same_arguments(
   assert process.stdout.split('\n')[0] == f"['a b', '--c'] 1 {tunables} x"
 
 
+@pytest.mark.parametrize('base', ['~/.cache', '/proc/self'])
+def test_what_cannot_be_kept_is_not(monkeypatch, tmp_path, base):
+  """Without a home a folder called ~ is made, or JAX warns of each program."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.setattr(environment.os.path, 'expanduser', lambda path: base)
+  environment.prepare(tune_malloc=False)
+  assert 'JAX_COMPILATION_CACHE_DIR' not in environment.os.environ
+  assert not list(tmp_path.iterdir())
+
+
 def test_importing_the_package_changes_nothing(run_python):
   """A notebook that imports digitnet is started again."""
   code = (
