@@ -74,7 +74,9 @@ class _Cluster:
       self._kill_all()
       for reader in self._readers:
         reader.join(5)
-    return 141 if isinstance(self._unread, BrokenPipeError) else code
+    if self._unread is not None:
+      raise self._unread
+    return code
 
   def _start(self, number, port):
     process = subprocess.Popen(
