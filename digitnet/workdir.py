@@ -36,7 +36,6 @@ class Workdir:
       raise UserError(f'--workdir={path}: name a local folder')
     # Orbax requires absolute paths.
     self.path = files.local_path(path).absolute()
-    _check_name(str(self.path))
     self.config = self.path / 'config.json'
     self.metrics = self.path / 'metrics.jsonl'
     self.results = self.path / 'results.json'
@@ -72,6 +71,7 @@ class Workdir:
           raise NotADirectoryError(0, f'{self.checkpoints.name} is a file')
         self.new_changes = self._find_changes(config, allow_changes)
         if self.new_changes or not self.results.exists():
+          _check_name(str(self.path))
           if self.checkpoints.exists() and not os.access(self.checkpoints, os.W_OK):
             raise PermissionError(errno.EACCES, f'{self.checkpoints.name}: no permission')
           stack.enter_context(lock.hold(self._lock))

@@ -92,10 +92,20 @@ def test_a_kill_while_changes_are_adopted(tiny_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['run[1]', 'run*', 'ru?', 'run\udcff'])
-def test_names_that_orbax_cannot_read_again_are_refused(tmp_path, name):
+def test_names_that_orbax_cannot_read_again_are_refused(tiny_config, tmp_path, name):
   """A whole training is lost: every save succeeds, and no checkpoint can be read."""
+  run = workdir.Workdir(str(tmp_path / name / 'run'))
   with pytest.raises(UserError, match='--workdir=.*: name a folder'):
-    workdir.Workdir(str(tmp_path / name / 'run'))
+    _claim(run, tiny_config())
+
+
+def test_a_finished_run_may_be_renamed(tiny_config, tmp_path):
+  """The results of a run can no longer be shown in a folder where it could not be saved."""
+  run = workdir.Workdir(str(tmp_path / 'run'))
+  _claim(run, tiny_config())
+  run.results.write_text('{}')
+  run.path.rename(tmp_path / 'run [best]')
+  _claim(workdir.Workdir(str(tmp_path / 'run [best]')), tiny_config())
 
 
 def test_checkpoints_of_somebody_else_are_no_place_to_save(tiny_config, tmp_path, monkeypatch):
