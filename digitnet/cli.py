@@ -7,6 +7,7 @@ import errno
 import functools
 import gc
 import io
+import itertools
 import logging
 import os
 import pathlib
@@ -162,7 +163,8 @@ def parse_flags(
   try:
     # Expands each --flagfile, which may hold --config too.
     argv = [sys.argv[0], *flags.FLAGS.read_flags_from_files(sys.argv[1:])]
-    names = [arg.partition('=')[0].lstrip('-') for arg in argv[1:] if arg.startswith('-')]
+    before = itertools.takewhile(lambda arg: arg != '--', argv[1:])
+    names = [arg.partition('=')[0].lstrip('-') for arg in before if arg.startswith('-')]
     if names.count('config') > 1:
       raise UserError('--config: given twice; give it once')
     # Passed as an argument, not as the flag's default: with a default, defining the flag

@@ -75,7 +75,7 @@ def main() -> None:
   )
   parser.add_argument('--output', help='folder for the results')
   args = parser.parse_args()
-  if 'epoch' in args.measures and not args.data:
+  if 'epoch' in args.measures and not (args.data and pathlib.Path(args.data).is_dir()):
     raise UserError('--measures=epoch: needs --data=FOLDER with the files of MNIST')
   if 'epoch' in args.measures and _EPOCH_FLAGS.keys().isdisjoint(args.peers):
     raise UserError('--measures=epoch: name digitnet or digitnet-bf16 among --peers')

@@ -94,6 +94,8 @@ def test_a_peer_that_is_not_there_is_named(run_script, tmp_path):
   assert process.stderr.count('\n') == 1 and 'No module named torch' in process.stderr
   process = run_script('scripts/benchmark.py', '--peers', 'theano')
   assert process.returncode == 2 and 'theano: no such peer' in process.stderr
+  process = run_script('scripts/benchmark.py', '--measures', 'epoch', '--data=/nowhere')
+  assert process.returncode == 2 and '--measures=epoch: needs --data' in process.stderr
   process = run_script('scripts/benchmark.py', '--measures', 'epoch')
   assert process.returncode == 2 and '--data=FOLDER' in process.stderr
 

@@ -36,6 +36,7 @@ def _assert_one_line(process, *parts):
         (['--config=configs/quick.py', '--config=configs/default.py', '--config.seed=1'], ['--config: given twice']),
         (['--confg=configs/quick.py'], ['confg']),
         (['configs/quick.py'], ['unexpected argument', 'configs/quick.py']),
+        (['--', '--config=configs/quick.py'], ['unexpected argument', 'configs/quick.py']),
         (['--config.data.source=idx', '--config.data.dir=/nowhere'], ['/nowhere', 'no such folder']),
         (['--config.data.source=tfds', '--config.data.manual_dir=/nowhere', '--config.data.dir=/nowhere'], ['/nowhere', 'no such folder']),
         (['--config', 'configs/quick.py', '--config.batch_size=0'], ['config.batch_size=0']),

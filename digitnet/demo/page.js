@@ -252,7 +252,8 @@ paper.addEventListener('keydown', (event) => {
 paper.addEventListener('blur', () => { cursor = null; repaint(); });
 
 document.addEventListener('keydown', (event) => {
-  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === 'z') {
+  if ((event.ctrlKey || event.metaKey) && !event.shiftKey &&
+      event.key.toLowerCase() === 'z') {
     event.preventDefault();
     undo();
   } else if (event.key === 'Escape') {
