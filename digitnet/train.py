@@ -186,7 +186,7 @@ def train(
     while True:
       # Before the update, since the step that a run resumes from may lack its validation: a
       # signal cut it short, or the config has changed.
-      if validation.is_due(step) or saving.is_due(step) or stop.signum is not None:
+      if validation.is_due(step) or plan.saves_at(step) or stop.signum is not None:
         reports.settle()
         with pace.pause():
           if validation.is_due(step):

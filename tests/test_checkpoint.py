@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from digitnet import checkpoint
-from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import parallel
 from digitnet import steps
