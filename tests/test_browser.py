@@ -277,6 +277,29 @@ def test_what_cannot_be_read_is_said(page, tmp_path):
   assert _answer(page) == '?' and 'not a picture' in page.locator('#note').inner_text()
 
 
+def test_a_file_that_changes_or_vanishes(page, test_split, tmp_path):
+  """The server is blamed for a file that has changed since it was opened."""
+  picture = tmp_path / 'a.png'
+  picture.write_bytes(_png(np.pad(255 - _typical(test_split, 3)[..., 0], 9, constant_values=255)))
+  page.locator('#file').set_input_files(picture)
+  _until(page, 'digits.length === 1')
+  picture.write_text('something else')
+  page.locator('#several').check()
+  _until(page, '!asking && digits.length === 1')
+  assert _answer(page) == '3'
+  page.evaluate('window.chosenFile = null')
+  page.evaluate(
+      """() => byId('file').addEventListener(
+          'change', (event) => { chosenFile = event.target.files[0]; }, {capture: true})"""
+  )
+  page.locator('#file').set_input_files(picture)
+  _until(page, '!digits.length')
+  picture.unlink()
+  page.evaluate('openPicture(chosenFile)')
+  _until(page, "byId('note').textContent.includes('cannot be read')")
+  assert _answer(page) == '?'
+
+
 def test_the_overlay_and_the_networks_are_shown(page):
   """The saliency is asked for and not shown, or the runs are not told apart."""
   _draw(page, _SEVEN)

@@ -257,6 +257,21 @@ def test_it_starts_and_stops_as_programs_do(train_tiny, signum, code):
   assert process.returncode == code and len(told.splitlines()) == 1, told
 
 
+def test_it_stops_during_an_upload(train_tiny):
+  """The server ends in a traceback if somebody still uploads a picture."""
+  process = _start(f'--workdir={train_tiny("4 steps")}', '--port=0')
+  port = int(process.stdout.readline().split()[2].rpartition(':')[2])
+  with socket.create_connection(('127.0.0.1', port)) as upload:
+    upload.sendall(
+        b'POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n'
+    )
+    assert b'100 Continue' in upload.recv(1000)  # The request has arrived.
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=30)
+    assert b'503' in upload.recv(1000)
+  assert process.returncode == 143 and 'Traceback' not in told, told
+
+
 def test_a_port_in_use_is_told(run_python, train_tiny, site):
   """A second server ends in a traceback, or claims to listen."""
   process = run_python(

@@ -8,7 +8,7 @@ const mostBytes = 20 * 2 ** 20;
 const sentSide = 112;  // pixels: four for each of the 28 that the network sees
 
 // What is on the paper: strokes, each a list of [x, y] from 0 to 1, or an opened picture.
-const empty = {strokes: [], picture: null};  // picture: {blob, bitmap}
+const empty = {strokes: [], picture: null};  // picture: {blob, bitmap}, each null if unreadable
 let now = empty;
 let past = [];  // earlier states, for undo
 let pointer = null;  // the id of the pointer that draws
@@ -114,6 +114,7 @@ function blobOf() {
 }
 
 async function answerOf(blob, signal) {
+  if (!blob) throw new Error('The file cannot be read; has it moved?');
   if (blob.size > mostBytes) throw new Error('More than 20 MiB; make the picture smaller.');
   const flags = ['several', 'saliency'].filter((id) => byId(id).checked);
   let response;
@@ -289,11 +290,15 @@ byId('several').onchange = byId('saliency').onchange = ask;
 
 // Pictures: opened, pasted, dropped.
 
-async function openPicture(blob) {
-  if (!blob) return;
+async function openPicture(file) {
+  if (!file) return;
   const mine = ++version;
+  // A copy, since the file may change or vanish while it is on the paper. Of one that is too
+  // large, enough to tell.
+  const blob = await file.slice(0, mostBytes + 1).arrayBuffer().then(
+      (bytes) => new Blob([bytes]), () => null);
   // The server may still read what the browser cannot show, such as TIFF.
-  const bitmap = await createImageBitmap(blob).catch(() => null);
+  const bitmap = await createImageBitmap(file).catch(() => null);
   if (mine !== version) return;
   liftPen();
   become({strokes: [], picture: {blob, bitmap}});

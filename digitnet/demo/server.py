@@ -166,6 +166,8 @@ async def _body(request: requests.Request) -> bytes:
     raise exceptions.HTTPException(400, 'broken off') from None  # Nobody reads this.
   except TimeoutError:
     raise exceptions.HTTPException(408, 'the picture did not come in time') from None
+  except asyncio.CancelledError:
+    raise exceptions.HTTPException(503, 'the server is stopping') from None
   return bytes(content)
 
 
