@@ -330,6 +330,17 @@ def test_on_a_phone_by_finger(playwright, browser, address):
     assert bars['y'] + bars['height'] <= size['height']
 
 
+@pytest.mark.parametrize('phone', ['Pixel 7 landscape', 'iPhone SE landscape'])
+def test_on_a_phone_held_sideways(playwright, browser, address, phone):
+  """The paper is taller than the screen, so that a digit cannot be drawn in one view."""
+  with _opened(browser, address, **playwright.devices[phone]) as page:
+    size = page.viewport_size
+    assert page.evaluate('document.documentElement.scrollWidth') <= size['width']
+    for part in ('#paper', '#undo', '#clear', '#answer', '#bars'):
+      box = page.locator(part).bounding_box()
+      assert box['y'] + box['height'] <= size['height'], part
+
+
 def test_a_server_that_has_gone_is_said(browser, address):
   """The page waits for ever, or shows the last answer as that of the new drawing."""
   with _opened(browser, address, viewport={'width': 1000, 'height': 800}) as page:
