@@ -56,10 +56,7 @@ def main() -> None:
   args = parser.parse_args()
   screenshots = args.screenshots and cli.folder(args.screenshots)
   if args.browser or screenshots:
-    try:
-      from playwright import sync_api  # pylint: disable=unused-import
-    except ModuleNotFoundError:
-      raise UserError('--browser needs playwright: pip install -e .[test]') from None
+    _check_browser()
   drawings = _drawings(64)
   with _server(args.workdir) as (process, port):
     _client(port, drawings[:20])  # Warms up: the first requests are not typical.
@@ -145,6 +142,22 @@ def launch(running):
   """Launches Chromium from the PATH, or Playwright's own; `running`: from sync_playwright."""
   found = shutil.which('chromium') or shutil.which('google-chrome')
   return running.chromium.launch(executable_path=found, args=_FLAGS)
+
+
+def _check_browser():
+  try:
+    from playwright import sync_api
+  except ModuleNotFoundError:
+    raise UserError('--browser needs playwright: pip install -e .[test]') from None
+  with sync_api.sync_playwright() as running:
+    try:
+      launch(running).close()
+    except sync_api.Error as error:
+      reason = str(error).splitlines()[0]
+      raise UserError(
+          f'--browser needs a Chromium ({reason}); put one on the PATH, or run'
+          ' playwright install chromium'
+      ) from None
 
 
 def _browse(port, screenshots):

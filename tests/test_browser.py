@@ -353,3 +353,13 @@ def test_a_server_that_has_gone_is_said(browser, address):
     page.context.set_offline(False)
     _draw(page, [[(0.2, 0.6), (0.8, 0.6)]])
     assert _answer(page) != '?'
+
+
+def test_no_chromium_is_told_before_the_load_test(run_python, tmp_path):
+  """After minutes of measurements the demo's benchmark ends in a traceback."""
+  process = run_python(
+      'scripts/benchmark_demo.py', '--workdir=any', '--browser',
+      env={'PATH': str(tmp_path), 'PLAYWRIGHT_BROWSERS_PATH': str(tmp_path)},
+  )  # fmt: skip
+  assert process.returncode == 2 and not process.stdout
+  assert 'needs a Chromium' in process.stderr and process.stderr.count('\n') == 1

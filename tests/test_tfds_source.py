@@ -215,12 +215,10 @@ def test_a_fault_of_the_disk_is_not_blamed_on_the_network(
   """With a full disk `auto` trains on the bundled digits, and a part of a file stays."""
   serve(mnist_dir)
 
-  def fail(path, content):
-    with path.open('wb') as file:
-      file.write(content[:10])
+  def fail(number):
     raise OSError(code, 'the fault')
 
-  monkeypatch.setattr(type(epath.Path()), 'write_bytes', fail)
+  monkeypatch.setattr(tfds_source.os, 'fsync', fail)
   with pytest.raises(raised, match='the fault') as error:
     tfds_source.load(str(tmp_path), '')
   assert not isinstance(error.value, tfds_source.NetworkUnavailable)

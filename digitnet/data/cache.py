@@ -15,6 +15,7 @@ from etils import epath
 import numpy as np
 
 from digitnet import environment
+from digitnet.atomic import replacing
 from digitnet.data.corpus import Corpus
 from digitnet.data.corpus import Split
 
@@ -54,10 +55,10 @@ def load_or_make(path: epath.Path, make: Callable[[], Corpus]) -> Corpus:
   if stored is not None:
     return stored
   corpus = make()
-  temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
-  try:
+  with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open('wb') as file:
+    # Runs that start together may all make the copy.
+    with replacing(path, f'{path.name}.{os.getpid()}.tmp', 'wb') as file:
       np.savez(
           file,
           name=corpus.name,
@@ -66,8 +67,4 @@ def load_or_make(path: epath.Path, make: Callable[[], Corpus]) -> Corpus:
           test_images=corpus.test.images,
           test_labels=corpus.test.labels,
       )
-    temporary.replace(path)
-  except OSError:
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)
   return corpus

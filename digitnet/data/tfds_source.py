@@ -1,6 +1,5 @@
 """The `tfds` source: MNIST downloaded or found, checked, prepared, read in bulk."""
 
-import contextlib
 import errno
 import http.client
 import os
@@ -9,6 +8,7 @@ import urllib.request
 
 import numpy as np
 
+from digitnet.atomic import replacing
 from digitnet.data import cache
 from digitnet.data import files
 from digitnet.data import idx
@@ -128,7 +128,8 @@ def _fetch(folder):
           ' or give config.data.manual_dir a folder with its four .gz files'
       )
     # Outside the thread, so that a full disk is not taken for a missing network.
-    _write(path, reply)
+    with replacing(path, f'{name}.{os.getpid()}.tmp', 'wb') as file:
+      file.write(reply)
 
 
 def _fetch_one(name, replies):
@@ -138,17 +139,6 @@ def _fetch_one(name, replies):
       replies.append(reply.read())
   except (OSError, ValueError, http.client.HTTPException) as error:
     replies.append(str(getattr(error, 'reason', error)))
-
-
-def _write(path, content):
-  temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
-  try:
-    temporary.write_bytes(content)
-    temporary.replace(path)
-  except OSError:
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)
-    raise
 
 
 def _prepare_and_read(base, folder):
