@@ -95,17 +95,26 @@ def main() -> None:
     folder = pathlib.Path(folder)
     _write_inputs(folder, max([*args.batch_sizes, *args.infer_sizes]))
     bench = Bench(args, folder, pythons)
-    rows = bench.check_losses()
-    for measure in args.measures:
-      rows += getattr(bench, measure)()
+    losses = bench.check_losses()
+    rows = []
+    try:
+      for measure in args.measures:
+        rows.extend(getattr(bench, measure)())
+    finally:
+      # Also what was measured before a peer died or somebody pressed Ctrl-C.
+      if rows:
+        _report(bench.versions, losses + rows, args.peers, output)
+
+
+def _report(versions, rows, peers, output):
   report = {
       'command': ' '.join(['python', *sys.argv]),
       'date': datetime.date.today().isoformat(),
       'machine': _machine(),
-      'versions': bench.versions,
+      'versions': versions,
       'rows': rows,
   }
-  tables = format_tables(report, args.peers)
+  tables = format_tables(report, peers)
   print(tables)
   if output:
     (output / 'benchmark.json').write_text(json.dumps(report, indent=1))
@@ -161,7 +170,7 @@ class Worker:
 
 
 class Bench:
-  """Times all peers on the same inputs. Each measure returns rows of the report."""
+  """Times all peers on the same inputs. Each measure yields rows of the report."""
 
   def __init__(self, args, folder, pythons):
     self._args = args
@@ -195,24 +204,18 @@ class Bench:
 
   def train(self):
     """Seconds per training step, each waited for."""
-    rows = []
     for size in self._args.batch_sizes:
-      rows += self._alternate('train', size, min(16, max(2, 1024 // size)))
-    return rows
+      yield from self._alternate('train', size, min(16, max(2, 1024 // size)))
 
   def stream(self):
     """Seconds per training step, without waiting between steps."""
-    rows = []
     for size in self._args.batch_sizes:
-      rows += self._alternate('stream', size, min(32, max(4, 4096 // size)))
-    return rows
+      yield from self._alternate('stream', size, min(32, max(4, 4096 // size)))
 
   def infer(self):
     """Seconds from uint8 images to probabilities."""
-    rows = []
     for size in self._args.infer_sizes:
-      rows += self._alternate('infer', size, min(30, max(3, 2048 // size)))
-    return rows
+      yield from self._alternate('infer', size, min(30, max(3, 2048 // size)))
 
   def _alternate(self, do, size, num):
     """Times the peers in turn, round after round. Records the median of each turn.
@@ -256,16 +259,13 @@ class Bench:
   def memory(self):
     """Peak GiB of a process that has trained for some steps."""
     size = self._args.batch_sizes[0]
-    rows = []
     for peer in self._args.peers:
       with self._worker(peer) as worker:
         worker.ask('train', size, 5)
-        rows.append(_row('memory', size, peer, [worker.ask('memory')]))
-    return rows
+        yield _row('memory', size, peer, [worker.ask('memory')])
 
   def epoch(self):
     """Seconds of a pass over MNIST, and of as many bare steps timed before and after it."""
-    rows = []
     for peer in filter(_EPOCH_FLAGS.__contains__, self._args.peers):
       bare, whole = [], []
       for _ in range(self._args.repeats):
@@ -277,11 +277,8 @@ class Bench:
           f'epoch: {peer} {statistics.median(whole):.1f} s,'
           f' bare {statistics.median(bare):.1f} s'
       )
-      rows += [
-          _row('epoch', '37,800 images', peer, whole),
-          _row('epoch', '37,800 images', f'{peer}, its steps alone', bare),
-      ]
-    return rows
+      yield _row('epoch', '37,800 images', peer, whole)
+      yield _row('epoch', '37,800 images', f'{peer}, its steps alone', bare)
 
   def _time_steps(self, peer):
     with self._worker(peer) as worker:

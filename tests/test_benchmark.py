@@ -1,5 +1,6 @@
 """The benchmark: peers that compute the same, and tables that say what was measured."""
 
+import contextlib
 import json
 import sys
 import types
@@ -179,13 +180,19 @@ def test_a_pass_beside_as_many_bare_steps(benchmark, peers, monkeypatch):
   ]  # fmt: skip
 
 
-def test_the_files_are_what_was_printed(benchmark, monkeypatch, tmp_path, capsys):
-  """An hour of measurements ends in an error, or fewer images are prepared than are timed."""
+@pytest.mark.parametrize('dies', [False, True])
+def test_the_files_are_what_was_printed(benchmark, monkeypatch, tmp_path, capsys, dies):
+  """An hour of measurements ends in an error, or fewer images are prepared than are timed.
+
+  If the last peer dies, all that was measured before is lost.
+  """
   prepared = []
   monkeypatch.setattr(benchmark, '_write_inputs', lambda folder, num: prepared.append(num))
 
   def rows(measure, sizes):
-    return [benchmark._row(measure, size, peer, [0.5]) for size in sizes for peer in 'ab']
+    yield from (benchmark._row(measure, size, peer, [0.5]) for size in sizes for peer in 'ab')
+    if dies and measure == 'infer':
+      raise UserError('b: its process ended')
 
   bench = types.SimpleNamespace(
       versions={'a': '1'}, check_losses=lambda: [benchmark._row('loss', '', 'a', [2.0])],
@@ -197,7 +204,8 @@ def test_the_files_are_what_was_printed(benchmark, monkeypatch, tmp_path, capsys
       'benchmark.py', '--peers', 'a', 'b', '--measures', 'train', 'infer', '--batch_sizes', '2',
       '--infer_sizes', '3', '700', f'--output={tmp_path}',
   ])  # fmt: skip
-  benchmark.main()
+  with pytest.raises(UserError) if dies else contextlib.nullcontext():
+    benchmark.main()
   assert prepared == [700]
   assert (tmp_path / 'benchmark.md').read_text() == capsys.readouterr().out[:-1]
   report = json.loads((tmp_path / 'benchmark.json').read_text())
