@@ -219,6 +219,8 @@ def config_mistake(error: Exception) -> str:
   missing = re.search(r'Attempted \[[^]]*\]:\s*(.+?)\s*\[Errno 2\].*\1', text)
   if missing:
     return f'--config: there is no {missing[1]}'
+  if re.match(r'get_config\(\) takes 0 positional', text):
+    return '--config: this config has no variants; leave out the colon and what follows it'
   if 'Traceback (most recent call last)' in text:
     # The config file refused its argument; its own message is the last line.
     return text.strip().splitlines()[-1].partition(': ')[2] or text

@@ -29,6 +29,7 @@ def _assert_one_line(process, *parts):
         (['--config.duration=3'], ['config.duration', 'epochs']),
         (['--config=configs/none.py'], ['there is no configs/none.py']),
         (['--config=configs/ablations.py:none'], ["digitnet: configs/ablations.py has no 'none'", 'no_dropout']),
+        (['--config=configs/quick.py:longer'], ['--config: this config has no variants']),
         (['--config=README.md'], ['README.md, line']),
         (['--config.model.kernel_sizes=(5,3)'] * 2, ['config.model.kernel_sizes: given twice']),
         (['--config.model.kernel_sizes', '(5,3)'] * 2, ['config.model.kernel_sizes: given twice']),
