@@ -73,6 +73,7 @@ def main() -> None:
       _PROCESS_ID.value,
       _START_TIMEOUT.value,
   )
+  environment.trim_after_compiling()
   results = train_and_evaluate(config, workdir, _ALLOW_CHANGES.value)
   if _JSON.value and cluster.is_main():
     print(json.dumps(results, indent=2))

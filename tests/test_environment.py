@@ -1,5 +1,8 @@
 """Python is started again with malloc tuned: once, with the same arguments."""
 
+import types
+
+import jax
 import pytest
 
 from digitnet import environment
@@ -86,3 +89,34 @@ def test_importing_the_package_changes_nothing(run_python):
       ' assert dict(os.environ) == before'
   )
   run_python('-c', code, check=True)
+
+
+def test_the_compilers_memory_is_returned(new_glibc, monkeypatch):
+  """A run that compiled, and did not find its programs in the cache, takes a fifth more memory."""
+  trims = []
+  monkeypatch.setattr(
+      environment.ctypes, 'CDLL', lambda _: types.SimpleNamespace(malloc_trim=trims.append)
+  )
+
+  def compiled(seconds):
+    jax.monitoring.record_event_duration_secs(
+        '/jax/core/compile/backend_compile_duration', seconds
+    )
+
+  environment.trim_after_compiling()
+  compiled(5)
+  assert not trims  # Untuned, malloc returns memory by itself.
+  monkeypatch.setenv('GLIBC_TUNABLES', f'glibc.cpu.x86_ibt=off:{_TUNABLES}')
+  environment.trim_after_compiling()
+  compiled(0.1)
+  assert not trims
+  compiled(5)
+  assert trims == [0]
+
+
+def test_jax_still_tells_when_it_has_compiled():
+  """JAX gives the event that memory is returned at another name."""
+  events = []
+  jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
+  jax.jit(lambda x: x * 3.25 + 1).lower(1.0).compile()
+  assert '/jax/core/compile/backend_compile_duration' in events

@@ -13,6 +13,8 @@ from flax import traverse_util
 import jax
 import numpy as np
 
+environment.trim_after_compiling()
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # for configs
 
 from configs import default
