@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 from digitnet import cli
@@ -64,6 +65,9 @@ class Soak:
           _ROOT / 'scripts/launch_local.py', f'--processes={num_processes}', '--'
       ]  # fmt: skip
     self.slowest_end = 0.0
+    self._lock = threading.Lock()
+    self._running: set[subprocess.Popen] = set()
+    self._is_stopped = False
     # Without a shared cache, compilation would take most of the time.
     self._env = {
         'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
@@ -78,7 +82,9 @@ class Soak:
       kill_after: seconds until the kill; None lets the run finish.
       victim: number of the process to kill, if there are several.
     """
-    with open(self._folder / f'{name}.log', 'ab') as log:
+    with self._lock, open(self._folder / f'{name}.log', 'ab') as log:
+      if self._is_stopped:
+        raise UserError('stopped')
       process = subprocess.Popen(
           [sys.executable, *self._program, *self._flags]
           + [f'--workdir={self._folder / name}'],
@@ -86,13 +92,31 @@ class Soak:
           stderr=log,
           env=self._env,
       )
+      self._running.add(process)
     try:
-      return process.wait(kill_after)
+      code = process.wait(kill_after)
     except subprocess.TimeoutExpired:
       if self._num_processes == 1:
         process.kill()
-        return process.wait()
-    return self._kill_one_of(process, victim)
+        code = process.wait()
+      else:
+        code = self._kill_one_of(process, victim)
+    with self._lock:
+      self._running.remove(process)
+    return code
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    """Ends what still runs, as after Ctrl-C, and lets nothing else start."""
+    with self._lock:
+      self._is_stopped = True
+      running = list(self._running)
+    for process in running:
+      process.terminate()
+    for process in running:
+      process.wait()
 
   def _kill_one_of(self, launcher, victim):
     """Kills one process of a cluster, and waits until all are gone."""
@@ -104,7 +128,8 @@ class Soak:
       time.sleep(0.05)  # Not all processes may have started yet.
       with contextlib.suppress(FileNotFoundError):
         workers = list(map(int, children.read_text().split()))
-    os.kill(workers[victim], signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # The run has ended just now.
+      os.kill(workers[victim], signal.SIGKILL)
     struck = time.monotonic()
     code = launcher.wait()
     seconds = time.monotonic() - struck
@@ -162,7 +187,15 @@ def main() -> None:
   if any(folder.iterdir()):
     raise UserError(f'--folder={folder}: must be empty')
   flags = args.flags or [f'--config.{k}={v}' for k, v in _SMALL.items()]
-  soak = Soak(folder, flags, args.processes)
+  # In this order, since at its end the pool waits for the rounds that run.
+  with (
+      concurrent.futures.ThreadPoolExecutor(args.jobs) as pool,
+      Soak(folder, flags, args.processes) as soak,
+  ):
+    _soak(soak, pool, folder, args)
+
+
+def _soak(soak, pool, folder, args):
   soak.run('compiling')
   started = time.monotonic()
   if soak.run('unbroken'):
@@ -182,18 +215,17 @@ def main() -> None:
     return kills, *soak.round(f'round{number}', kills)
 
   num_equal = total_kills = 0
-  with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-    rounds = pool.map(one_round, range(1, args.rounds + 1))
-    for number, (kills, num_kills, found) in enumerate(rounds, start=1):
-      if not num_kills:
-        found = ['it was over before the kill', *found]
-      num_equal += not found
-      total_kills += num_kills
-      print(
-          f'round {number}: {num_kills} kills, for {[m for m, _ in kills]} s:'
-          f' {"; ".join(found[:3]) or "bit-equal"}',
-          flush=True,
-      )
+  rounds = pool.map(one_round, range(1, args.rounds + 1))
+  for number, (kills, num_kills, found) in enumerate(rounds, start=1):
+    if not num_kills:
+      found = ['it was over before the kill', *found]
+    num_equal += not found
+    total_kills += num_kills
+    print(
+        f'round {number}: {num_kills} kills, for {[m for m, _ in kills]} s:'
+        f' {"; ".join(found[:3]) or "bit-equal"}',
+        flush=True,
+    )
   if args.processes > 1:
     print(f'all gone at most {soak.slowest_end:.1f} s after a kill')
   print(f'{num_equal} of {args.rounds} bit-equal, {total_kills} kills')

@@ -2,9 +2,11 @@
 
 import itertools
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -114,6 +116,23 @@ def test_a_start_is_killed_or_ends(tmp_path):
     one._program = [program]
     assert one.run('run', kill_after) == code
   assert f"['0', '--workdir={tmp_path}/run']" in (tmp_path / 'run.log').read_text()
+
+
+@pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_it_stops_its_run(tmp_path, signum, code):
+  """Ctrl-C starts the struck run again, or a terminated soak test leaves it behind."""
+  folder = tmp_path / 'soak'
+  process = subprocess.Popen(
+      [sys.executable, 'scripts/soak.py', f'--folder={folder}'],
+      cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children')
+  while not (pids := children.read_text().split()):
+    time.sleep(0.05)
+  process.send_signal(signum)
+  _, told = process.communicate(timeout=60)
+  assert process.returncode == code and told.count('\n') == 1, told
+  assert not any(os.path.exists(f'/proc/{pid}') for pid in pids)
 
 
 @pytest.mark.parametrize('end, code', [('kill $(jobs -p); wait;', -signal.SIGKILL), ('', 1)])
