@@ -9,11 +9,12 @@
 
 A variant is a name in configs/ablations.py, or space-separated KEY=VALUE changes of its
 baseline. Without variants, as in the last command, all names are run, some thirty, which
-takes days at full length. Each repeat has its own seed and validates on its own tenth of
+takes weeks on a CPU at full length. Each repeat has its own seed and validates on its own tenth of
 the labelled images. Seed and images are the same for all variants, so each variant is
 compared with the baseline by a paired t-test. A tenth is too few images to tell good
 recipes apart; with --set data.num_folds=2 the two halves alternate as validation split.
-Repeats that validate on the same half share its images, so p then overstates the evidence.
+Repeats share training images, and with halves validation images too, so p overstates the
+evidence.
 The test split stays sealed unless --score_test is given. Run the same command again to run
 what is missing and to resume what was stopped.
 
@@ -38,7 +39,12 @@ from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _LONGEST_NAME = 255  # Bytes, in the name of a folder on Linux.
-_COLUMNS = ('variant', 'repeats', 'error', 'std', 'difference', 'p', 'test_error',
+# Knobs that belong to the repeats, not to a recipe, and what to use instead.
+_OF_REPEATS = {
+    'seed': 'each repeat has its own, from --first_repeat on',
+    'score_test': 'the flag --score_test scores the test split of all runs',
+}
+_COLUMNS = ('variant', 'repeats', 'error', 'std', 'difference', 'pairs', 'p', 'test_error',
             'images_per_second', 'parameters')  # fmt: skip
 
 
@@ -203,6 +209,10 @@ def _check(variant, args):
   from digitnet import config as config_lib
   from ml_collections import config_flags
 
+  for change in (*args.set, *variant.split()):
+    key = change.partition('=')[0]
+    if key in _OF_REPEATS:
+      raise UserError(f'{change}: is not for a variant nor --set; {_OF_REPEATS[key]}')
   if any(change.startswith('data.') for change in variant.split()):
     raise UserError(
         f'{variant}: would be compared on other images than the baseline; give data.*'
@@ -274,8 +284,8 @@ def summarize(results: dict[str, list[dict | None]]) -> list[dict]:
 
   Returns:
     For each variant: `error` and `test_error`, means in percent; `std` of the error over
-    the repeats; `difference` from the baseline in points, over the repeats that both have;
-    and `p` of the paired t-test. A value is None where it is undefined.
+    the repeats; `difference` from the baseline in points, over the `pairs` of repeats that
+    both have; and `p` of the paired t-test. A value is None where it is undefined.
   """
   baseline = _errors(results['baseline'], 'validation')
   rows = []
@@ -293,6 +303,7 @@ def summarize(results: dict[str, list[dict | None]]) -> list[dict]:
         'error': _mean(errors.values()),
         'std': statistics.stdev(errors.values()) if len(errors) > 1 else None,
         'difference': _mean(a - b for a, b in pairs) if is_compared else None,
+        'pairs': len(pairs) if is_compared else None,
         'p': _paired_p(pairs) if is_compared else None,
         'test_error': _mean(tests),
         'images_per_second': _mean(
@@ -338,8 +349,11 @@ def format_table(rows: list[dict]) -> str:
       '|---|---|---|---|---|---|---|---|',
   ]
   for row in rows:
+    runs = row['repeats']
+    if row['pairs'] not in (None, runs):
+      runs = f'{runs}, {row["pairs"]} compared'
     lines.append(
-        f'| `{row["variant"]}` | {row["repeats"]} |'
+        f'| `{row["variant"]}` | {runs} |'
         f' {cell(row, "error", ".3f")} ± {cell(row, "std", ".3f")} |'
         f' {cell(row, "difference", "+.3f")} | {cell(row, "p", ".3f")} |'
         f' {cell(row, "test_error", ".3f")} |'

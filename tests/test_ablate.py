@@ -118,9 +118,18 @@ def test_nothing_to_compare_is_said_so():
   assert '| `b` | 0 | - ± - | - | - | - | - | - |' in table
 
 
+def test_it_is_said_how_many_runs_could_be_compared():
+  """A p-value of two pairs stands beside the number of three runs."""
+  rows = ablate.summarize(
+      {'baseline': [_run(5), None, _run(7)], 'a': [_run(3), _run(4), _run(6)]}
+  )
+  assert rows[1]['repeats'] == 3 and rows[1]['pairs'] == 2
+  assert '| `a` | 3, 2 compared |' in ablate.format_table(rows)
+
+
 def test_each_figure_stands_under_its_title():
   """The p-value is read as the difference, or validation as test."""
-  row = dict(zip(ablate._COLUMNS, ('mine', 3, 1.5, 0.25, -0.5, 0.0625, 2.5, 99.6, 7000)))
+  row = dict(zip(ablate._COLUMNS, ('mine', 3, 1.5, 0.25, -0.5, 3, 0.0625, 2.5, 99.6, 7000)))
   titles, _, line = ablate.format_table([row]).splitlines()
   cells = ([cell.strip() for cell in text.strip('|').split('|')] for text in (titles, line))
   assert dict(zip(*cells, strict=True)) == {
@@ -298,6 +307,9 @@ def test_what_is_set_for_all_does_not_undo_a_variant():
         (['--set', 'duration=3'], 'config.duration'),
         (['--set', 'data.num_folds=0'], 'config.data.num_folds'),
         (['optim.b2=0.9 data.fold=1'], 'on other images'),
+        (['optim.b2=0.9 seed=1'], 'seed=1: is not for a variant nor --set; each repeat has its own'),
+        (['--set', 'seed=1'], 'seed=1: is not for a variant nor --set; each repeat has its own'),
+        (['score_test=True'], 'the flag --score_test'),
         (['--first_repeat=-1'], '--first_repeat=-1'),
         (['optim.b2=0.99 ' + 'optim.eps=1e-7 ' * 20], 'too long for the name of a folder'),
     ],
