@@ -47,7 +47,7 @@ def mistakes_picture(scored: Scored):
   found the label wrong (`data/label_errors.py`).
   """
   places = scored.mistakes[:_MOST_MISTAKES]
-  known = label_errors.is_known(scored.images[places])
+  known = label_errors.is_known(scored.images[places], scored.labels[places])
   titles = [
       f'{scored.labels[place]}→{scored.probs[place].argmax()}'
       f' {scored.probs[place].max():.2f}{"*" if is_known else ""}'
@@ -69,10 +69,11 @@ def write_mistakes(scored: Scored, folder: epath.Path) -> None:
   """
   folder.mkdir(parents=True, exist_ok=True)
   places = scored.mistakes
+  known = label_errors.is_known(scored.images[places], scored.labels[places])
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(['place', 'label', 'read_as', 'probability', 'known_label_error'])
-  for place, is_known in zip(places, label_errors.is_known(scored.images[places])):
+  for place, is_known in zip(places, known):
     probs = scored.probs[place]
     writer.writerow([
         place, scored.labels[place], probs.argmax(), f'{probs.max():.4f}', int(is_known)

@@ -205,7 +205,11 @@ def test_export_writes_every_exact_format_and_a_card(
   # With 8 bits, a network of so few parameters may lose too much accuracy; see below.
   formats = [name for name in folder.FORMATS if name != 'onnx-int8']
   command = ['scripts/export.py', f'--workdir={workdir}', f'--output={out}', *formats]
-  run_python(*command, check=True)
+  # What a user has set for other Keras models.
+  (tmp_path / 'keras.json').write_text(
+      '{"image_data_format": "channels_first", "floatx": "float16", "backend": "jax"}'
+  )
+  run_python(*command, env={'KERAS_HOME': str(tmp_path)}, check=True)
   names = {path.name for path in out.iterdir()} - {'README.md'}
   assert names == _EXACT
   text = (out / 'README.md').read_text()
@@ -236,6 +240,16 @@ def test_export_writes_every_exact_format_and_a_card(
   run_python('main.py', *flags, check=True)
   trained = json.loads((tmp_path / 'run/results.json').read_text())
   assert trained['test']['accuracy'] > results['test']['accuracy'] - 0.05
+
+
+def test_a_keras_backend_that_is_not_there_is_named(run_python, workdir, tmp_path):
+  """The variable that names it ends the export in a traceback."""
+  process = run_python(
+      'scripts/export.py', f'--workdir={workdir}', f'--output={tmp_path}', 'keras',
+      env={'KERAS_BACKEND': 'theano'},
+  )  # fmt: skip
+  assert process.returncode == 2 and process.stderr.count('\n') == 1
+  assert 'KERAS_BACKEND=theano: ' in process.stderr
 
 
 def test_an_import_takes_any_config(run_python):

@@ -133,7 +133,7 @@ def test_mistakes_are_sorted_and_known_label_errors_marked(tmp_path, monkeypatch
   scored = _scored([1, 2, 3, 4], [1, 0, 0, 0], [0.9, 0.5, 0.8, 0.6])
   assert scored.mistakes.tolist() == [2, 3, 1]
   monkeypatch.setattr(
-      label_errors, 'is_known', lambda images: images[:, 0, 0, 0] == 3
+      label_errors, 'is_known', lambda images, labels: images[:, 0, 0, 0] == 3
   )
   report.write_mistakes(scored, epath.Path(tmp_path))
   with (tmp_path / 'mistakes.csv').open() as file:

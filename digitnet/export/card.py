@@ -113,8 +113,10 @@ def write(
   Raises:
     UserError: `results` is not the content of a run's results.json.
   """
-  writers, data_licence = _DATA.get(results.get('dataset'), _DATA['other'])
+  calibration_error = calibration.expected_calibration_error(scored.probs, scored.labels)
+  usage = '\n\n'.join(_USAGE[name] for name in files)
   try:
+    writers, data_licence = _DATA.get(results.get('dataset'), _DATA['other'])
     return _TEMPLATE.format(
         title=TITLE,
         num_params=results['num_params'],
@@ -124,16 +126,14 @@ def write(
             split: results_lib.describe(results[split]) for split in ('validation', 'test')
         },
         split=scored.name,
-        calibration_error=calibration.expected_calibration_error(
-            scored.probs, scored.labels
-        ),
+        calibration_error=calibration_error,
         steps=results['steps'],
         seed=results['seed'],
         best_step=results['best_step'],
         commit=results['git_commit'] or 'of no known commit',
         jax=results['versions']['jax'],
         num_compared=num_compared,
-        usage='\n\n'.join(_USAGE[name] for name in files),
+        usage=usage,
         files='\n'.join(
             f'| `{name}` | {what} | {said} |' for name, (what, said) in files.items()
         ),

@@ -11,17 +11,24 @@ import pathlib
 
 import numpy as np
 
-# JAX is installed anyway; the environment variable may name another backend.
-os.environ.setdefault('KERAS_BACKEND', 'jax')
-
-# pylint: disable=g-import-not-at-top,wrong-import-position
-import keras
-
 from digitnet.errors import UserError
 from digitnet.export.network import Network
 from digitnet.model import DigitNet
 from digitnet.model import IMAGE_SHAPE
 from digitnet.model import NUM_CLASSES
+
+# JAX is installed anyway; the environment variable may name another backend.
+_BACKEND = os.environ.setdefault('KERAS_BACKEND', 'jax')
+try:
+  import keras  # pylint: disable=g-import-not-at-top
+except (ValueError, ModuleNotFoundError) as error:
+  if _BACKEND == 'jax' or getattr(error, 'name', None) == 'keras':
+    raise
+  raise UserError(f'KERAS_BACKEND={_BACKEND}: {error}; unset it') from None
+
+# Whatever the user's keras.json says.
+keras.config.set_image_data_format('channels_last')
+keras.config.set_floatx('float32')
 
 # Of logits, relative to the largest absolute one, or to 1 if that is larger.
 _TOLERANCE = 1e-5
