@@ -80,7 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment.zoom = 0.1  # fraction of the size, at most; drawn per axis
   config.augment.shear = 0.15  # pixels sideways per pixel down, at most
   config.augment.translation = 2.0  # pixels, at most; drawn per axis
-  config.augment.elastic = 0.0  # pixels, standard deviation of a smooth displacement
+  config.augment.elastic = 0.0  # pixels, standard deviation of a displacement at 4x4 points
   config.augment.thickness = 0.0  # of strokes: 1 is up to a pixel thicker or thinner
   config.augment.noise = 0.0  # fraction of the intensity range, highest standard deviation
   config.augment.noise_share = 1.0  # fraction of the images that get noise

@@ -27,9 +27,9 @@ class Strengths:
     zoom: fraction of the size, drawn separately for each axis.
     shear: pixels sideways for each pixel down.
     translation: pixels, drawn separately for each axis.
-    elastic: pixels, the standard deviation of a smooth displacement (Ronneberger et
-      al., 2015, arXiv:1505.04597, section 3.1: a coarse grid of normal draws,
-      interpolated by cubics).
+    elastic: pixels, the standard deviation at the control points of a smooth displacement
+      (Ronneberger et al., 2015, arXiv:1505.04597, section 3.1: a coarse grid of normal
+      draws, interpolated by cubics, which between the points vary less).
     thickness: of the strokes; a draw of 1 makes each pixel the brightest, and a draw of
       -1 the darkest, of itself and its four neighbours.
     noise: fraction of the range; an image gets Gaussian noise on every pixel, with a
@@ -64,8 +64,10 @@ class Strengths:
 
   @property
   def of_views(self) -> 'Strengths':
-    """Without what gives no other view of a digit: noise, inversion and cutout."""
-    return dataclasses.replace(self, noise=0.0, inverted_share=0.0, cutout=0.0)
+    """Without what gives no other view of a digit: noise, inversion, cutout and mixup."""
+    return dataclasses.replace(
+        self, noise=0.0, inverted_share=0.0, cutout=0.0, mixup=0.0
+    )
 
 
 def fade(step: jax.Array, last_step: int, fade_steps: int, end: float) -> jax.Array:

@@ -131,6 +131,8 @@ def folder(text: str) -> pathlib.Path:
   Raises:
     UserError: it cannot be made or cannot be written to.
   """
+  if not text:
+    raise UserError("the name of a folder is empty; '.' is the current one")
   try:
     path = pathlib.Path(text).expanduser()
     path.mkdir(parents=True, exist_ok=True)

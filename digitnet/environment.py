@@ -45,7 +45,7 @@ def prepare(tune_malloc: bool = True) -> None:
 
   JAX then reuses what an earlier process compiled, from `user_cache()`. JAX's own
   variables take precedence: JAX_COMPILATION_CACHE_DIR, and
-  JAX_ENABLE_COMPILATION_CACHE=false.
+  JAX_ENABLE_COMPILATION_CACHE=false. JAX_ENABLE_X64 is switched off.
 
   Args:
     tune_malloc: whether to start Python again, in this process, with `malloc_tunables`.
@@ -58,6 +58,8 @@ def prepare(tune_malloc: bool = True) -> None:
   # Otherwise JAX would warn of each program that it cannot keep.
   if _is_writable(compiled):
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', compiled)
+  # Parameters and checkpoints are float32, whatever the user's other programs need.
+  os.environ['JAX_ENABLE_X64'] = 'false'
   # By default JAX caches only what took a second or more to compile.
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 

@@ -312,8 +312,10 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
   """Replaces each folder by the pictures in it, sorted by name; keeps other paths.
 
   Raises:
-    UserError: a folder holds no pictures or cannot be read.
+    UserError: a name is empty, or a folder holds no pictures or cannot be read.
   """
+  if '' in paths:
+    raise UserError("the name of a picture is empty; '.' is the current folder")
   found = []
   for path in map(pathlib.Path, paths):
     if not path.is_dir():

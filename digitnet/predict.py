@@ -61,6 +61,7 @@ class Predictor:
     # From the params cast above, so that arrays which stay the same are shared.
     params = model_lib.operand_params(model, self._saliency_params)
     strengths = augment.Strengths(**self.config.augment).of_views
+    self._has_views = strengths.is_any
     self._infer_step, self._infer_view_step = (
         model_lib.bind_params(jit, step, params, freeze)
         for step in (
@@ -96,7 +97,8 @@ class Predictor:
       images: [N, 28, 28, 1] uint8, white on black; at least one.
       num_views: number of views to average over (test-time augmentation). The first view
         is the image itself. Each other one changes all images in the same way, by the
-        run's augmentation at half strength, without noise, cutout and inversion.
+        run's augmentation at half strength, without noise, cutout and inversion. A run
+        without augmentation has no other view.
 
     Returns:
       [N, 10] float32, rows summing to 1.
@@ -109,8 +111,9 @@ class Predictor:
           'images must be [N, 28, 28, 1] uint8, 0 to 255, with N of 1 or more, not'
           f' {list(images.shape)} {images.dtype}'
       )
+    views = range(num_views if self._has_views else 1)
     return np.mean(
-        [self._probs_of_view(images, view) for view in range(num_views)], axis=0
+        [self._probs_of_view(images, view) for view in views], axis=0
     )
 
   def saliency(self, images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ class Scored(NamedTuple):
   """Images, their labels, and their probabilities from a network or an ensemble.
 
   Attributes:
-    name: name of the split.
+    name: name of the split, or of the files.
     images: [N, 28, 28, 1] uint8.
     labels: [N] integers in 0..9.
     probs: [N, 10], rows summing to 1.

@@ -222,7 +222,8 @@ def _in_float32(tree):
 def _update(optimizer, state, grads, grad_norm, lr_scale, decay):
   """The state after one step of the optimizer, in place on donated arrays.
 
-  If the gradients are not finite, the parameters stay unchanged. This also tells XLA
+  If the gradients are not finite, the parameters stay unchanged (Adam's moments do not, but
+  the report of such a step ends the run before anything is saved). This also tells XLA
   that no parameter changes before all gradients are known. Otherwise it would first
   copy each parameter for computations that might still read it.
   """

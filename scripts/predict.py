@@ -110,7 +110,7 @@ def _read_pictures(args):
             'probs': [round(float(row[digit]), 6) for digit in order],
         }
         for (name, place, _), row in zip(found, probs)
-        for order in [row.argsort()[::-1][:_TOLD]]
+        for order in [np.argsort(-row, kind='stable')[:_TOLD]]
     ]
     _FORMATS[args.format](answers)
   if num_bad:

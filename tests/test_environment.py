@@ -91,6 +91,16 @@ def test_importing_the_package_changes_nothing(run_python):
   run_python('-c', code, check=True)
 
 
+def test_other_programs_precision_is_not_ours(run_python, tmp_path):
+  """In a shell with JAX_ENABLE_X64, checkpoints become float64, and are damaged elsewhere."""
+  process = run_python(
+      '-c', 'from digitnet import environment; environment.prepare(False);'
+      'import jax; print(jax.numpy.zeros(1).dtype)',
+      env={'JAX_ENABLE_X64': '1', 'XDG_CACHE_HOME': str(tmp_path)}, check=True,
+  )  # fmt: skip
+  assert process.stdout == 'float32\n'
+
+
 def test_the_compilers_memory_is_returned(new_glibc, monkeypatch):
   """A run that compiled, and did not find its programs in the cache, takes a fifth more memory."""
   trims = []

@@ -313,6 +313,7 @@ def test_a_finished_run_is_used_as_it_was_scored(train_tiny, digits):
         ('predict', ['{files}'], 'no pictures in this folder'),
         ('evaluate', ['{files}'], 'no such file'),
         ('evaluate', ['{files}/seven.png'], 'a picture has no label'),
+        ('predict', [''], 'the name of a picture is empty'),
         ('predict', [], 'FILES'),
         ('evaluate', ['--split=all'], 'invalid choice'),
     ],
@@ -389,6 +390,22 @@ def test_views_go_half_as_far_as_training(workdir, monkeypatch, digits):
   predictor = predict.Predictor(str(workdir))
   predictor.probs(digits(2)[0], 2)
   assert asked == [(predictor.config.augment.rotation, 0.5)] and asked[0][0] > 0
+
+
+def test_without_augmentation_there_is_one_view(changed, monkeypatch, digits):
+  """Nine views take nine times as long as one, and are all the same."""
+  only = {'noise': 0.5, 'inverted_share': 0.5, 'cutout': 3.0, 'mixup': 0.2}
+  copy = changed(
+      lambda config: config.update(augment=dict.fromkeys(config['augment'], 0.0) | only)
+  )
+  predictor = predict.Predictor(str(copy))
+  asked = []
+  whole = predictor._probs_of_view
+  monkeypatch.setattr(
+      predictor, '_probs_of_view', lambda images, view: asked.append(view) or whole(images, view)
+  )
+  predictor.probs(digits(2)[0], 9)
+  assert asked == [0]
 
 
 def test_views_are_averaged_as_probabilities(workdir, digits):
