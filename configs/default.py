@@ -63,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.dense_dropout_rates = (0.5, 0.5)
   # Dtype of the arithmetic; parameters are always float32. Set `dtype` to 'bfloat16' on
   # hardware that gains from it: GPUs, TPUs, and CPUs with AMX or AVX-512 BF16 (with JAX 0.11 or
-  # later, in one process), where a step takes about half the time or less. Other CPUs are
+  # later, in one process), where a step takes 0.3 to 0.7 of the time. Other CPUs are
   # slower. In 'float32', products are rounded as JAX does by default: to TF32 on NVIDIA's GPUs
   # and to bfloat16 on TPUs, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set in the
   # environment.

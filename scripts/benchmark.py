@@ -16,7 +16,8 @@ Measures:
           a warm compilation cache
   memory  peak memory after some steps at the first of --batch_sizes
   epoch   (needs --data; digitnet only) one pass of main.py over MNIST with augmentation,
-          validation, logs and a save, beside as many bare steps
+          validation, logs and a save, beside as many bare steps (estimated from 20 before it
+          and 20 after it)
 
 Prints tables. Writes benchmark.json, benchmark.md and, if steps or inference were timed,
 benchmark.png to --output. A peer may use another environment: --python torch=/path/to/python.
@@ -265,7 +266,7 @@ class Bench:
         yield _row('memory', size, peer, [worker.ask('memory')])
 
   def epoch(self):
-    """Seconds of a pass over MNIST, and of as many bare steps timed before and after it."""
+    """Seconds of a pass over MNIST, and of as many bare steps, by 20 before and 20 after it."""
     for peer in filter(_EPOCH_FLAGS.__contains__, self._args.peers):
       bare, whole = [], []
       for _ in range(self._args.repeats):

@@ -7,7 +7,7 @@
     python scripts/predict.py --workdir=runs/default test.csv
     python scripts/predict.py --workdir=A --workdir=B --submission test.csv > sub.csv
 
-FILES are either pictures or data. Pictures may have any format, size and colour; a folder
+FILES are either pictures or data. Pictures may have any size and colour; a folder
 stands for all pictures in it, and - for one picture on standard input. Data are CSV files in
 Kaggle's format and IDX files of images, gzipped or not. With several runs, the mean of their
 probabilities is reported.

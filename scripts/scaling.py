@@ -171,8 +171,8 @@ def table(network: Network, bytes_each: int, efficiency: float, batch_size: int)
     return f'{parts[0] / sum(parts):.0%}: {sum(parts) * 1e3:.1f} ms'
 
   return '\n'.join([
-      f'The smallest global batch of which {efficiency:.0%} of a step is arithmetic, and'
-      ' that step, by number of chips:',
+      f'The smallest global batch with which at least {efficiency:.0%} of a step is arithmetic, and'
+      ' the time of that step, by number of chips:',
       '',
       *rows(best),
       '',

@@ -38,7 +38,7 @@ class Corpus:
   """A data set as its publisher split it.
 
   Attributes:
-    name: what the data are, as every output names them.
+    name: what the data are, as the console, results.json and the report name them.
     train: the labelled part.
     test: the publisher's own test part; None if there is none.
   """
