@@ -83,7 +83,7 @@ class _ReadableSteps(ocp.path.step.NameFormat):
     for found in self._standard.find_all(base_path):
       try:
         with _reading('metadata'):
-          found.commit_timestamp  # pylint: disable=pointless-statement
+          found.commit_timestamp
         yield found
       except Damaged as fault:
         self.damaged[found.step] = fault
@@ -379,7 +379,7 @@ class Checkpoints:
     """Turns errors into TrainingFailed with step and folder, which Orbax does not name."""
     try:
       yield
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
       # Orbax wraps and renames the file system's errors.
       step, self._saving = self._saving, None
       self._failed = True
@@ -423,7 +423,7 @@ def _reading(name):
     yield
   except Damaged:
     raise
-  except Exception as error:  # pylint: disable=broad-except
+  except Exception as error:
     raise Damaged(f'{name}: {brief(error)}') from None
 
 

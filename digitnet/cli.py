@@ -21,9 +21,8 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from digitnet.errors import ExportFailed
+from digitnet.errors import Failed
 from digitnet.errors import Stopped
-from digitnet.errors import TrainingFailed
 from digitnet.errors import UserError
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -59,7 +58,7 @@ def run(main: Callable[[], None]) -> int:
     return 0
   except UserError as error:
     return _fail(error, 2)
-  except (TrainingFailed, ExportFailed) as error:
+  except Failed as error:
     return _fail(error, 1)
   except Stopped as error:
     return _fail(error, 128 + error.signum)
@@ -70,7 +69,7 @@ def run(main: Callable[[], None]) -> int:
     # discard what is still buffered.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
-  except Exception as error:  # pylint: disable=broad-except
+  except Exception as error:
     if isinstance(error, OSError) and error.errno in _UNUSABLE_NAMES:
       return _fail(f'{error.filename or "output"}: {error.strerror}; name another', 2)
     if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
@@ -145,6 +144,17 @@ def folder(text: str) -> pathlib.Path:
   return path
 
 
+@contextlib.contextmanager
+def needs_extra(extra: str):
+  """Turns a missing package into a UserError that names the extra which brings it."""
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    raise UserError(
+        f"{error.name} is not installed; it comes with pip install -e '.[{extra}]'"
+    ) from None
+
+
 def parse_flags(
     doc: str, config_is: str, default_config: pathlib.Path
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
@@ -180,7 +190,7 @@ def parse_flags(
     rest = flags.FLAGS(argv)[1:]
     values = config.value.to_dict()  # A file that failed to load raises only now.
   # Whatever a config file or its overrides raise is for the user to fix.
-  except Exception as error:  # pylint: disable=broad-except
+  except Exception as error:
     raise UserError(config_mistake(error)) from None
   _refuse_repeated(names, values)
   return config.value, rest
@@ -257,7 +267,7 @@ def leave(code: int) -> None:
       # The disk is full, or nobody reads it; that must not change the exit code.
       os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
   if code and _at_once:
-    os._exit(code)  # pylint: disable=protected-access
+    os._exit(code)
   # Otherwise Python would search all that JAX has imported for garbage three more times.
   gc.freeze()
   sys.exit(code)

@@ -15,8 +15,8 @@ import numpy as np
 from digitnet import durations
 from digitnet.data import sources
 from digitnet.data import splits
+from digitnet.data.corpus import IMAGE_SHAPE
 from digitnet.errors import UserError
-from digitnet.model import IMAGE_SHAPE
 from digitnet.optim import RATE_SCALINGS
 from digitnet.optim import SCHEDULES
 

@@ -41,4 +41,4 @@ def is_now(step: int, every: int, last_step: int) -> bool:
 
   It is always due after the last step.
   """
-  return step == last_step or (every > 0 and step % every == 0)
+  return step == last_step or step % every == 0

@@ -73,7 +73,7 @@ def trim_after_compiling() -> None:
   """
   if not os.environ.get('GLIBC_TUNABLES', '').endswith(_tunables()):
     return
-  import jax  # pylint: disable=g-import-not-at-top
+  import jax
 
   libc = ctypes.CDLL(None)
 

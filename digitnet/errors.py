@@ -8,12 +8,16 @@ class UserError(Exception):
   """
 
 
-class TrainingFailed(Exception):
-  """Training cannot go on, through no fault of the user: one line, exit code 1."""
+class Failed(Exception):
+  """The program cannot go on, through no fault of the user: one line, exit code 1."""
 
 
-class ExportFailed(Exception):
-  """An exported file is not what it should be: one line, exit code 1."""
+class TrainingFailed(Failed):
+  """Training cannot go on."""
+
+
+class ExportFailed(Failed):
+  """An exported file is not what it should be."""
 
 
 def brief(error: Exception) -> str:

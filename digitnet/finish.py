@@ -26,7 +26,7 @@ from digitnet.workdir import Workdir
 
 def restore_best(
     checkpoints: Checkpoints, best_step: int, last_step: int, model: DigitNet
-) -> tuple[dict, dict[str, str]]:
+) -> tuple[dict, dict[str, str | None]]:
   """Restores the params that are best on validation, and the last state's digests.
 
   Raises:
@@ -53,7 +53,7 @@ def score_and_write(
     *,
     params: dict,
     last_step: int,
-    digests: dict[str, str],
+    digests: dict[str, str | None],
     commit: str | None,
 ) -> dict[str, Any]:
   """Scores the test split; writes predictions, report, TensorBoard, then results.json.
@@ -118,7 +118,6 @@ def _write_report(run, results, name, split, logits, train_split, params):
   """Writes the report and returns its pictures; a failure does not harm the run."""
   try:
     # Imported here, since they take half a second that would delay the first step.
-    # pylint: disable=g-import-not-at-top
     from scipy import special
 
     from digitnet import report
@@ -128,7 +127,7 @@ def _write_report(run, results, name, split, logits, train_split, params):
     report.write(run, results, scored, train_split, params)
     return sorted(run.report.glob('*.png'))
   # Whatever it is, hours of training must not be lost for a picture.
-  except Exception as error:  # pylint: disable=broad-except
+  except Exception as error:
     warn(f'{run.report}: not written ({error}); scripts/report.py makes it again')
     return []
 
@@ -136,8 +135,8 @@ def _write_report(run, results, name, split, logits, train_split, params):
 def _write_tensorboard(run, config, results, pictures):
   """Writes the end of the run for TensorBoard; a failure does not harm the run."""
   try:
-    from digitnet import tensorboard  # pylint: disable=g-import-not-at-top
+    from digitnet import tensorboard
 
     tensorboard.write_end(run.tensorboard, config_lib.flatten(config), results, pictures)
-  except Exception as error:  # pylint: disable=broad-except
+  except Exception as error:
     warn(f'{run.tensorboard}: not written to ({error})')

@@ -14,8 +14,8 @@ from PIL import ImageOps
 from PIL import UnidentifiedImageError
 from scipy import ndimage
 
+from digitnet.data.corpus import IMAGE_SHAPE
 from digitnet.errors import UserError
-from digitnet.model import IMAGE_SHAPE
 
 # Pillow's own limit applies to a JPEG's full size; ours to the reduced size it is decoded at.
 Image.MAX_IMAGE_PIXELS = None
@@ -83,7 +83,7 @@ def open_picture(
         f'{name}: not a picture that can be read; save it as JPEG or PNG'
     ) from None
   # Damaged files make Pillow raise nearly anything.
-  except Exception as error:  # pylint: disable=broad-except
+  except Exception as error:
     raise UserError(f'{name}: not a picture that can be read ({error})') from None
 
 
@@ -104,7 +104,7 @@ def _turned(picture):
   try:
     return ImageOps.exif_transpose(picture)
   # Damaged EXIF, too, makes Pillow raise nearly anything; the pixels may be good.
-  except Exception:  # pylint: disable=broad-except
+  except Exception:
     return picture
 
 

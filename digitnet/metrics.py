@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from digitnet.model import NUM_CLASSES
+from digitnet.data.corpus import NUM_CLASSES
 
 
 class BatchMetrics(struct.PyTreeNode):

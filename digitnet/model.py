@@ -20,9 +20,8 @@ from digitnet import onednn
 from digitnet import ops
 from digitnet import products
 from digitnet import rng
-
-IMAGE_SHAPE = (28, 28, 1)
-NUM_CLASSES = 10
+from digitnet.data.corpus import IMAGE_SHAPE
+from digitnet.data.corpus import NUM_CLASSES
 
 # Images that inference by oneDNN convolves at a time. Measured best on 2 cores among 16, 32,
 # 64 and 128; see scripts/README.md.

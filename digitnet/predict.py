@@ -16,9 +16,9 @@ from digitnet.checkpoint import Checkpoints
 from digitnet.checkpoint import Damaged
 from digitnet.data import sources
 from digitnet.data.corpus import Dataset
+from digitnet.data.corpus import IMAGE_SHAPE
 from digitnet.errors import UserError
 from digitnet.model import DigitNet
-from digitnet.model import IMAGE_SHAPE
 from digitnet.workdir import Workdir
 
 # Seed of test-time augmentation, the same for every run.

@@ -24,6 +24,7 @@ from digitnet import pictures
 from digitnet import results as results_lib
 from digitnet import rng
 from digitnet import steps
+from digitnet.atomic import replacing
 from digitnet.atomic import write_atomically
 from digitnet.data import label_errors
 from digitnet.data.corpus import Split
@@ -82,7 +83,7 @@ def write_mistakes(scored: Scored, folder: epath.Path) -> None:
   picture = folder / 'mistakes.png'
   picture.unlink(missing_ok=True)  # It may be left from a scoring with mistakes.
   if len(places):
-    with picture.open('wb') as file:
+    with replacing(picture, f'{picture.name}.tmp', 'wb') as file:
       pictures.save(mistakes_picture(scored), file)
 
 
@@ -330,7 +331,8 @@ class _Page:
     """Writes the pictures, then the page; returns its path."""
     self._folder.mkdir(parents=True, exist_ok=True)
     for name, content in self._files.items():
-      (self._folder / name).write_bytes(content)
+      with replacing(self._folder / name, f'{name}.tmp', 'wb') as file:
+        file.write(content)
     page = self._folder / 'index.html'
     template = string.Template(_TEMPLATE.read_text())
     text = template.substitute(

@@ -30,7 +30,7 @@ def collect(
     steps: int,
     seed: int,
     config_changes: list[list[str]],
-    digests: dict[str, str],
+    digests: dict[str, str | None],
     commit: str | None,
 ) -> dict[str, Any]:
   """Collects the contents of results.json.

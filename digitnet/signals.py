@@ -74,4 +74,4 @@ def _leave(signum):
   with contextlib.suppress(OSError):
     console.error('a second signal: leaving at once; a save under way is lost')
   # Skip every `finally`: one of them would wait for that save.
-  os._exit(128 + signum)  # pylint: disable=protected-access
+  os._exit(128 + signum)

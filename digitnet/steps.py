@@ -16,9 +16,9 @@ from digitnet import augment
 from digitnet import model as model_lib
 from digitnet import parallel
 from digitnet import rng
+from digitnet.data.corpus import NUM_CLASSES
 from digitnet.metrics import BatchMetrics
 from digitnet.model import DigitNet
-from digitnet.model import NUM_CLASSES
 from digitnet.parallel import AXIS
 
 

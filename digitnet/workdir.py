@@ -131,7 +131,7 @@ class Workdir:
     self._write_config(config)
 
   def _write_config(self, config):
-    text = json.dumps(_plain(config), indent=2)
+    text = json.dumps(config.to_dict(), indent=2)
     write_atomically(self.config, text + '\n')
 
   @property
@@ -220,7 +220,3 @@ def _read_json(path, kind):
         f'{path}: cannot be read ({error}); bring it back, or name another'
         ' --workdir'
     ) from None
-
-
-def _plain(config):
-  return json.loads(json.dumps(config.to_dict()))

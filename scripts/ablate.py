@@ -34,7 +34,8 @@ import sys
 import threading
 
 from digitnet import cli
-from digitnet.errors import TrainingFailed
+from digitnet import console
+from digitnet.errors import Failed
 from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -94,11 +95,9 @@ def main() -> None:
   from digitnet import pictures  # which takes a second that a typo need not wait for
 
   args.output = cli.folder(args.output)
-  print(
+  console.note(
       f'{len(variants) * args.repeats} runs; the log of each is'
-      f' {args.output}/VARIANT/repeat_N.log',
-      file=sys.stderr,
-      flush=True,
+      f' {args.output}/VARIANT/repeat_N.log'
   )
   results = _run_all(variants, args)
   rows = summarize(results)
@@ -115,10 +114,10 @@ def main() -> None:
       for row in rows
   }
   pictures.save(pictures.dots(errors), args.output / 'ablations.png')
-  print(f'left in {args.output}: ablations.md, .csv and .png', file=sys.stderr)
+  console.note(f'left in {args.output}: ablations.md, .csv and .png')
   of_all = [one for of_variant in results.values() for one in of_variant]
   if num_failed := of_all.count(None):
-    raise TrainingFailed(f'{num_failed} of {len(of_all)} runs failed; see above')
+    raise Failed(f'{num_failed} of {len(of_all)} runs failed; see above')
 
 
 class _Processes:
@@ -232,7 +231,7 @@ def _check(variant, args):
     values(argv)
     config_lib.validate(config.value)
   # Anything that a config file or its overrides raise is the user's mistake.
-  except Exception as error:  # pylint: disable=broad-except
+  except Exception as error:
     raise UserError(f'{variant}: {cli.config_mistake(error)}') from None
 
 
@@ -259,17 +258,15 @@ def _run(variant, repeat, args, processes):
   last = (stderr.strip().splitlines() or ['no output'])[-1]
   if code == 0:
     results = Workdir(str(workdir)).load_results()
-    print(
+    console.note(
         f'{variant}, repeat {repeat}: {results["validation"]["num_errors"]} of'
-        f' {results["validation"]["num_examples"]:,} wrong ({results["dataset"]})',
-        file=sys.stderr,
-        flush=True,
+        f' {results["validation"]["num_examples"]:,} wrong ({results["dataset"]})'
     )
     return results
   if code < 0:
     last = f'killed by signal {-code}'  # For example by the kernel, when out of memory.
   if code == 1 or code < 0:
-    print(f'{variant}, repeat {repeat}: failed: {last}', file=sys.stderr, flush=True)
+    console.error(f'{variant}, repeat {repeat}: failed: {last}')
     return None
   if 'holds a run of another config' in last:
     last = f'{workdir} holds a run of another config; name another --output ({last})'

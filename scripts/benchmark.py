@@ -37,6 +37,7 @@ import tempfile
 import time
 
 from digitnet import cli
+from digitnet import console
 from digitnet import environment
 from digitnet.errors import UserError
 
@@ -200,7 +201,7 @@ class Bench:
       tolerance = 1e-2 if 'bf16' in peer else exact
       if abs(loss / reference - 1) > tolerance:
         raise UserError(f'{peer}: its loss is {loss}, not {reference}')
-    _say(f'the same loss: {losses}')
+    console.note(f'the same loss: {losses}')
     return [_row('loss', '', peer, [loss]) for peer, loss in losses.items()]
 
   def train(self):
@@ -236,7 +237,7 @@ class Bench:
           times = worker.ask(do, size, num + 1)[1:]
           medians.setdefault(worker.peer, []).append(statistics.median(times))
     taken = (f'{p} {statistics.median(x) * 1e3:.1f} ms' for p, x in medians.items())
-    _say(f'{do} {size}: {", ".join(taken)}')
+    console.note(f'{do} {size}: {", ".join(taken)}')
     return [_row(do, size, peer, x) for peer, x in medians.items()]
 
   def start(self):
@@ -274,7 +275,7 @@ class Bench:
         whole.append(self._time_pass(peer))
         around = before + self._time_steps(peer)
         bare.append(statistics.mean(around) * _STEPS_A_PASS)
-      _say(
+      console.note(
           f'epoch: {peer} {statistics.median(whole):.1f} s,'
           f' bare {statistics.median(bare):.1f} s'
       )
@@ -445,10 +446,6 @@ def _machine():
   if devices['platform'] != 'cpu':
     text += f", {devices['kind']}"
   return text
-
-
-def _say(text):
-  print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ import time
 
 from digitnet import cli
 from digitnet import environment
-from digitnet.errors import TrainingFailed
+from digitnet.errors import Failed
 
 _ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(_ROOT))  # for configs, which are not installed
@@ -157,7 +157,7 @@ def time_starts(folder: pathlib.Path, repeats: int) -> dict:
       if line.startswith(until):
         break
     else:
-      raise TrainingFailed(f'main.py --workdir={workdir} ended before a line {until!r}')
+      raise Failed(f'main.py --workdir={workdir} ended before a line {until!r}')
     seconds = time.perf_counter() - started
     process.kill()
     process.wait()

@@ -29,6 +29,7 @@ from PIL import ImageDraw
 
 from digitnet import cli
 from digitnet.errors import UserError
+from digitnet.errors import brief
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SIDE = 112  # pixels, the size of what the page sends
@@ -145,17 +146,14 @@ def launch(running):
 
 
 def _check_browser():
-  try:
+  with cli.needs_extra('test'):
     from playwright import sync_api
-  except ModuleNotFoundError:
-    raise UserError('--browser needs playwright: pip install -e .[test]') from None
   with sync_api.sync_playwright() as running:
     try:
       launch(running).close()
     except sync_api.Error as error:
-      reason = str(error).splitlines()[0]
       raise UserError(
-          f'--browser needs a Chromium ({reason}); put one on the PATH, or run'
+          f'--browser needs a Chromium ({brief(error)}); put one on the PATH, or run'
           ' playwright install chromium'
       ) from None
 

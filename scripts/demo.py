@@ -29,13 +29,9 @@ def main() -> None:
   args = parser.parse_args()
   environment.prepare()
   # After the arguments are parsed: importing JAX takes a second.
-  try:
+  with cli.needs_extra('demo'):
     import uvicorn
     from digitnet.demo import server
-  except ModuleNotFoundError as error:
-    raise UserError(
-        f"{error.name} is not installed; the page needs pip install -e '.[demo]'"
-    ) from None
   from digitnet import predict
   from digitnet import workdir
   from digitnet.demo.reader import Reader

@@ -44,10 +44,8 @@ def main() -> None:
   # The networks are compared in float32, which a GPU would otherwise round to TF32.
   os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
   # After the flags are parsed: importing JAX takes a second.
-  try:
+  with cli.needs_extra('export'):
     from digitnet.export import keras_model
-  except ModuleNotFoundError as error:
-    raise UserError(f"{error.name} is not installed; pip install -e '.[export]'") from None
   import jax
   import numpy as np
 

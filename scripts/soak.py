@@ -27,7 +27,7 @@ import threading
 import time
 
 from digitnet import cli
-from digitnet.errors import TrainingFailed
+from digitnet.errors import Failed
 from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -199,7 +199,7 @@ def _soak(soak, pool, folder, args):
   soak.run('compiling')
   started = time.monotonic()
   if soak.run('unbroken'):
-    raise TrainingFailed(f'the unbroken run failed; see {folder}/unbroken.log')
+    raise Failed(f'the unbroken run failed; see {folder}/unbroken.log')
   seconds = time.monotonic() - started
   print(f'an unbroken run takes {seconds:.1f} s; all runs are in {folder}', flush=True)
 
@@ -230,7 +230,7 @@ def _soak(soak, pool, folder, args):
     print(f'all gone at most {soak.slowest_end:.1f} s after a kill')
   print(f'{num_equal} of {args.rounds} bit-equal, {total_kills} kills')
   if num_equal < args.rounds:
-    raise TrainingFailed(f'some rounds ended otherwise; see {folder}')
+    raise Failed(f'some rounds ended otherwise; see {folder}')
 
 
 if __name__ == '__main__':

@@ -19,7 +19,6 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # Keeps each process from taking most of a GPU's memory.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
-# pylint: disable=g-import-not-at-top
 import numpy as np
 import pytest
 

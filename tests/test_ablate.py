@@ -18,7 +18,7 @@ from configs import ablations
 from digitnet import lock
 from digitnet import pictures
 from digitnet.checkpoint import Checkpoints
-from digitnet.errors import TrainingFailed
+from digitnet.errors import Failed
 from digitnet.errors import UserError
 from digitnet.workdir import Workdir
 from tests.conftest import QUICKLY_COMPILED
@@ -97,7 +97,7 @@ def test_comparisons_with_failed_runs_fail(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(ablate, '_run', lambda variant, repeat, *_: _run(10) if repeat else None)
   arguments = [f'--output={tmp_path}', '--repeats=2', 'optim.b2=0.9']
   monkeypatch.setattr(sys, 'argv', ['ablate.py', *arguments])
-  with pytest.raises(TrainingFailed, match='2 of 4 runs failed'):
+  with pytest.raises(Failed, match='2 of 4 runs failed'):
     ablate.main()
   assert '| `baseline` | 1 |' in capsys.readouterr().out
   assert (tmp_path / 'ablations.png').exists()

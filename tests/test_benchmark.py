@@ -19,7 +19,7 @@ def benchmark(monkeypatch):
   """scripts/benchmark.py as a module."""
   monkeypatch.syspath_prepend(str(ROOT / 'scripts'))
   monkeypatch.syspath_prepend(str(ROOT / 'scripts/peers'))
-  import benchmark as module  # pylint: disable=g-import-not-at-top
+  import benchmark as module
 
   yield module
   sys.modules.pop('benchmark')

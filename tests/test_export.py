@@ -352,5 +352,5 @@ def test_the_card_has_each_score_in_its_row():
       'versions': {'jax': '1'},
   }  # fmt: skip
   scored = Scored('test', np.zeros((1, 28, 28, 1)), np.array([1]), np.eye(10)[[1]])
-  text = card.write(results, scored, 1, {})
+  text = card.write(results, scored, 1, {}, [])
   assert '| validation | 97.00% right' in text and '| test | 92.00% right' in text

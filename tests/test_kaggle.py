@@ -6,7 +6,7 @@ from etils import epath
 import numpy as np
 import pytest
 
-from digitnet.data import cache
+from digitnet import environment
 from digitnet.data import kaggle
 from digitnet.errors import UserError
 
@@ -34,7 +34,7 @@ def folder(tmp_path, digits, monkeypatch):
 
 
 def _copies():
-  return list(cache.user_folder().iterdir())
+  return list(epath.Path(environment.user_cache()).iterdir())
 
 
 def test_reads_both_files_twice(folder, digits):

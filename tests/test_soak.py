@@ -12,7 +12,7 @@ import types
 import pytest
 
 from digitnet import compare
-from digitnet.errors import TrainingFailed
+from digitnet.errors import Failed
 from digitnet.errors import UserError
 from tests.conftest import ROOT
 
@@ -92,7 +92,7 @@ def test_all_equal(rounds):
 )
 def test_one_that_is_not_equal(rounds, capsys, outcome, says):
   """A script that runs the soak test overnight is told that all is well."""
-  with pytest.raises(TrainingFailed, match='some rounds ended otherwise'):
+  with pytest.raises(Failed, match='some rounds ended otherwise'):
     rounds((1, []), outcome)
   out = capsys.readouterr().out
   assert says in out and out.splitlines()[-1].startswith('1 of 2 bit-equal')
@@ -100,7 +100,7 @@ def test_one_that_is_not_equal(rounds, capsys, outcome, says):
 
 def test_what_cannot_be_compared_with(rounds, tmp_path):
   """Rounds are compared with a failed run, or with one of an earlier soak test."""
-  with pytest.raises(TrainingFailed, match='the unbroken run failed'):
+  with pytest.raises(Failed, match='the unbroken run failed'):
     rounds((1, []), unbroken=1)
   (tmp_path / 'round1').mkdir()
   with pytest.raises(UserError, match='must be empty'):

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from digitnet import augment
-from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import parallel
 from digitnet import rng

@@ -419,7 +419,7 @@ def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tm
   def run():
     try:
       train.train_and_evaluate(tiny_config({'duration': '4 steps'}), str(tmp_path))
-    except BaseException as error:  # pylint: disable=broad-except
+    except BaseException as error:
       errors.append(error)
 
   thread = threading.Thread(target=run)

@@ -14,7 +14,6 @@ import zlib
 from etils import epath
 import numpy as np
 
-from digitnet import environment
 from digitnet.atomic import replacing
 from digitnet.data.corpus import Corpus
 from digitnet.data.corpus import Split
@@ -29,11 +28,6 @@ _UNREADABLE = (
     RuntimeError,  # A member marked as encrypted, or with an unknown compression.
     tokenize.TokenError,  # A damaged NumPy header.
 )
-
-
-def user_folder() -> epath.Path:
-  """The user's cache folder, for copies of data whose folder is not ours to write to."""
-  return epath.Path(environment.user_cache())
 
 
 def load(path: epath.Path) -> Corpus | None:

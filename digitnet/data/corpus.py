@@ -5,6 +5,8 @@ import zlib
 
 import numpy as np
 
+IMAGE_SHAPE = (28, 28, 1)
+NUM_CLASSES = 10
 # The label of an unlabelled example.
 NO_LABEL = -1
 

@@ -6,6 +6,7 @@ import io
 from etils import epath
 import numpy as np
 
+from digitnet import environment
 from digitnet.data import cache
 from digitnet.data import files
 from digitnet.data.corpus import Corpus
@@ -44,7 +45,7 @@ def load(folder: epath.Path) -> Corpus:
     return Corpus('kaggle digit recognizer', train, test)
 
   # Named by the files' content, so that an edited file is parsed again.
-  copy = cache.user_folder() / f'kaggle-{digest.hexdigest()[:32]}.npz'
+  copy = epath.Path(environment.user_cache()) / f'kaggle-{digest.hexdigest()[:32]}.npz'
   return cache.load_or_make(copy, parse)
 
 

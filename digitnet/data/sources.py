@@ -41,7 +41,7 @@ def load(
     say: Callable[[str], None],
     *,
     source: str,
-    dir: str,  # pylint: disable=redefined-builtin
+    dir: str,
     manual_dir: str,
     split: str,
     split_seed: int,

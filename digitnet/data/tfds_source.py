@@ -70,7 +70,7 @@ def load(data_dir: str, manual_dir: str) -> Corpus:
     except (ImportError, OSError, UserError):
       raise
     # Damaged records make their reader, and damaged JSON makes TFDS, raise nearly anything.
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
       if not was_prepared:
         raise
       raise UserError(
@@ -155,8 +155,7 @@ def _prepare_and_read(base, folder):
         download_config=tfds.download.DownloadConfig(manual_dir=folder)
     )
   except download_manager.NonMatchingChecksumError as error:
-    first_line = str(error).strip().splitlines()[0]
-    raise _WrongChecksum(f'{first_line} fetch that file again') from None
+    raise _WrongChecksum(f'{brief(error)} fetch that file again') from None
   except OSError:
     # When several processes prepare it at once, the first to finish gives it its name.
     builder = make_builder()

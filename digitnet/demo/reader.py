@@ -7,7 +7,7 @@ import concurrent.futures
 
 import numpy as np
 
-from digitnet.model import IMAGE_SHAPE
+from digitnet.data.corpus import IMAGE_SHAPE
 from digitnet.predict import Predictor
 
 # Batch sizes, each compiled once; a batch is padded to the next one. Beyond 32 the cost
@@ -88,7 +88,7 @@ class Reader:
         try:
           probs = await loop.run_in_executor(self._thread, self._probs, images)
         # Raised to the callers of this batch; the next batch may succeed.
-        except Exception as error:  # pylint: disable=broad-except
+        except Exception as error:
           for _, future in batch:
             if not future.done():
               future.set_exception(error)

@@ -1,6 +1,7 @@
 """The model card of exported files (Mitchell et al., 2019)."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from digitnet import calibration
@@ -62,28 +63,6 @@ per image.
 The network's licence: Apache 2.0. {data_licence}
 """
 
-_USAGE = {
-    'model.stablehlo': """\
-from jax import export
-program = export.deserialize(bytearray(open('model.stablehlo', 'rb').read()))
-probs = program.call(images)""",
-    'model.safetensors': """\
-from safetensors.numpy import load_file
-params = load_file('model.safetensors')  # 'conv1.kernel', 'conv1.bias', ...""",
-    'model.onnx': """\
-import onnxruntime
-session = onnxruntime.InferenceSession('model.onnx')
-(probs,) = session.run(None, {'images': images})""",
-    'model.int8.onnx': """\
-import onnxruntime
-session = onnxruntime.InferenceSession('model.int8.onnx')
-(probs,) = session.run(None, {'images': images})""",
-    'model.keras': """\
-import os
-os.environ['KERAS_BACKEND'] = 'jax'  # or 'tensorflow' or 'torch', what is installed
-import keras
-probs = keras.models.load_model('model.keras', compile=False).predict(images / 255)""",
-}
 # By data set: who wrote the digits, and their source or licence.
 _DATA = {
     'mnist': (
@@ -101,6 +80,7 @@ def write(
     scored: Scored,
     num_compared: int,
     files: Mapping[str, tuple[str, str]],
+    usage: Sequence[str],
 ) -> str:
   """The card's text: Markdown with the metadata header that model hubs read.
 
@@ -109,12 +89,12 @@ def write(
     scored: the split and the network's probabilities that the files were compared with.
     num_compared: number of images that most files were compared on.
     files: by file name, a description and the result of the comparison.
+    usage: Python code that runs each file.
 
   Raises:
     UserError: `results` is not the content of a run's results.json.
   """
   calibration_error = calibration.expected_calibration_error(scored.probs, scored.labels)
-  usage = '\n\n'.join(_USAGE[name] for name in files)
   try:
     writers, data_licence = _DATA.get(results.get('dataset'), _DATA['other'])
     return _TEMPLATE.format(
@@ -133,7 +113,7 @@ def write(
         commit=results['git_commit'] or 'of no known commit',
         jax=results['versions']['jax'],
         num_compared=num_compared,
-        usage=usage,
+        usage='\n\n'.join(usage),
         files='\n'.join(
             f'| `{name}` | {what} | {said} |' for name, (what, said) in files.items()
         ),

@@ -21,20 +21,45 @@ from digitnet.scored import Scored
 
 
 class Format(NamedTuple):
-  """A file format: the module that writes it, the file's name and its description."""
+  """A file format: the module that writes it, the file's name, what it is, code that runs it."""
 
   module: str
   file: str
   what: str
+  usage: str
 
+
+_RUN_ONNX = """\
+import onnxruntime
+session = onnxruntime.InferenceSession('{}')
+(probs,) = session.run(None, {{'images': images}})"""
 
 FORMATS = {
-    'stablehlo': Format('stablehlo', 'model.stablehlo', 'StableHLO for CPU, CUDA and TPU'),
-    'safetensors': Format('safetensors_file', 'model.safetensors', 'the parameters alone'),
-    'onnx': Format('onnx_file', 'model.onnx', 'ONNX, float32'),
-    'onnx-int8': Format('onnx_file', 'model.int8.onnx', 'ONNX, 8 bits'),
-    'keras': Format('keras_model', 'model.keras', "Keras 3, the card's layer names"),
-}
+    'stablehlo': Format(
+        'stablehlo', 'model.stablehlo', 'StableHLO for CPU, CUDA and TPU', """\
+from jax import export
+program = export.deserialize(bytearray(open('model.stablehlo', 'rb').read()))
+probs = program.call(images)"""
+    ),
+    'safetensors': Format(
+        'safetensors_file', 'model.safetensors', 'the parameters alone', """\
+from safetensors.numpy import load_file
+params = load_file('model.safetensors')  # 'conv1.kernel', 'conv1.bias', ..."""
+    ),
+    'onnx': Format(
+        'onnx_file', 'model.onnx', 'ONNX, float32', _RUN_ONNX.format('model.onnx')
+    ),
+    'onnx-int8': Format(
+        'onnx_file', 'model.int8.onnx', 'ONNX, 8 bits', _RUN_ONNX.format('model.int8.onnx')
+    ),
+    'keras': Format(
+        'keras_model', 'model.keras', "Keras 3, the card's layer names", """\
+import os
+os.environ['KERAS_BACKEND'] = 'jax'  # or 'tensorflow' or 'torch', what is installed
+import keras
+probs = keras.models.load_model('model.keras', compile=False).predict(images / 255)"""
+    ),
+}  # fmt: skip
 NUM_COMPARED = 1000
 _TOLERANCE = 1e-5  # of probabilities
 _NUM_CALIBRATED = 500  # training images that calibrate the range of each activation
@@ -113,7 +138,8 @@ def write(
     if good:
       compared = min(NUM_COMPARED, len(scored.labels))
       # The card comes first: it marks the files beside it as those of an export.
-      write_atomically(readme, card.write(results, scored, compared, good))
+      usage = [one.usage for one in FORMATS.values() if one.file in good]
+      write_atomically(readme, card.write(results, scored, compared, good, usage))
       say(f'{readme}: the model card')
       for one in FORMATS.values():
         (folder / one.file).unlink(missing_ok=True)

@@ -11,16 +11,17 @@ import pathlib
 
 import numpy as np
 
+from digitnet.data.corpus import IMAGE_SHAPE
+from digitnet.data.corpus import NUM_CLASSES
+from digitnet.errors import brief
 from digitnet.errors import UserError
 from digitnet.export.network import Network
 from digitnet.model import DigitNet
-from digitnet.model import IMAGE_SHAPE
-from digitnet.model import NUM_CLASSES
 
 # JAX is installed anyway; the environment variable may name another backend.
 _BACKEND = os.environ.setdefault('KERAS_BACKEND', 'jax')
 try:
-  import keras  # pylint: disable=g-import-not-at-top
+  import keras
 except (ValueError, ModuleNotFoundError) as error:
   if _BACKEND == 'jax' or getattr(error, 'name', None) == 'keras':
     raise
@@ -90,9 +91,8 @@ def read_network(path: pathlib.Path, like: Network) -> Network:
       # Safe: Keras refuses to run code from the file.
       model = keras.models.load_model(path, compile=False)
   # Damaged files make Keras raise nearly anything.
-  except Exception as error:  # pylint: disable=broad-except
-    reason = ' '.join(str(error).split())[:300]
-    raise UserError(f'{path}: not a Keras model of this network ({reason})') from None
+  except Exception as error:
+    raise UserError(f'{path}: not a Keras model of this network ({brief(error)})') from None
   params = {}
   names, layers = _layer_names(like), _with_weights(model)
   if len(layers) != len(names):
@@ -122,9 +122,8 @@ def _check_alike(path, model, network):
   images = np.concatenate([noise, noise * (random.random(noise.shape) > 0.85)])
   try:
     theirs = keras.ops.convert_to_numpy(_logits_model(model)(images))
-  except Exception as error:  # pylint: disable=broad-except
-    reason = ' '.join(str(error).split())[:300]
-    raise UserError(f'{path}: does not take [N, 28, 28, 1] images ({reason})') from None
+  except Exception as error:
+    raise UserError(f'{path}: does not take [N, 28, 28, 1] images ({brief(error)})') from None
   ours = np.asarray(
       DigitNet(**network.config).apply({'params': network.params}, images)
   )

@@ -16,9 +16,9 @@ import onnxruntime
 from onnxruntime import quantization
 
 from digitnet import products
+from digitnet.data.corpus import IMAGE_SHAPE
+from digitnet.data.corpus import NUM_CLASSES
 from digitnet.export.network import Network
-from digitnet.model import IMAGE_SHAPE
-from digitnet.model import NUM_CLASSES
 
 # Readable by ONNX Runtime 1.12 (2022) and later.
 _OPSET, _IR_VERSION = 17, 8

@@ -12,8 +12,8 @@ from jax import export
 import jax.numpy as jnp
 import numpy as np
 
+from digitnet.data.corpus import IMAGE_SHAPE
 from digitnet.export.network import Network
-from digitnet.model import IMAGE_SHAPE
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 

@@ -83,7 +83,7 @@ class Digitnet:
 
   def inferrer(self, images):
     # Here, since main.py does not load it before the first step either, which `start` times.
-    from scipy import special  # pylint: disable=g-import-not-at-top
+    from scipy import special
 
     return lambda: special.softmax(np.asarray(self._infer_step(images)), axis=-1)
 
