@@ -13,6 +13,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from digitnet import cli
+from digitnet import console
+from digitnet import environment
+from digitnet import overrides
 from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent
@@ -49,7 +52,7 @@ def _default_workdir() -> str:
 
 
 def main() -> None:
-  config, rest = cli.parse_flags(
+  config, rest = overrides.parse(
       __doc__,
       'What to train, and how; default: configs/default.py.',
       _ROOT / 'configs/default.py',
@@ -57,12 +60,9 @@ def main() -> None:
   if rest:
     raise UserError(f'unexpected argument {rest[0]!r}; see --help')
   workdir = _default_workdir() if _WORKDIR.value is None else _WORKDIR.value
-  # After the flags are parsed: importing JAX takes a second, which a typo need not wait for.
-  from digitnet import environment
-
   environment.prepare(_TUNE_MALLOC.value)
+  # After the flags are parsed: importing JAX takes a second, which a typo need not wait for.
   from digitnet import cluster
-  from digitnet import console
   from digitnet.train import train_and_evaluate
 
   if _QUIET.value or _JSON.value:

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from digitnet import config as config_lib
+from digitnet import config_history
 from digitnet import lock
 from digitnet.atomic import write_atomically
 from digitnet.atomic import writing
@@ -97,11 +98,11 @@ class Workdir:
     if not self.holds_a_run():
       return []
     old, new = map(config_lib.flatten, (self.load_config(), config))
-    changes = config_lib.differences(old, new)
+    changes = config_history.differences(old, new)
     if not changes:
       return []
     refused = f'--workdir={self.path}: holds a run of another config'
-    fixed = [text for name, text in changes.items() if name in config_lib.FIXED]
+    fixed = [text for name, text in changes.items() if name in config_history.FIXED]
     if fixed:
       raise UserError(
           f'{refused} ({"; ".join(changes.values())}); go on with that config, or'
@@ -150,7 +151,7 @@ class Workdir:
     """
     try:
       config = ml_collections.ConfigDict(_read_json(self.config, dict))
-      config_lib.complete(config)
+      config_history.complete(config)
       return config
     except FileNotFoundError:
       raise UserError(

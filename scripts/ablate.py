@@ -35,6 +35,7 @@ import threading
 
 from digitnet import cli
 from digitnet import console
+from digitnet import overrides
 from digitnet.errors import Failed
 from digitnet.errors import UserError
 
@@ -232,7 +233,7 @@ def _check(variant, args):
     config_lib.validate(config.value)
   # Anything that a config file or its overrides raise is the user's mistake.
   except Exception as error:
-    raise UserError(f'{variant}: {cli.config_mistake(error)}') from None
+    raise UserError(f'{variant}: {overrides.mistake(error)}') from None
 
 
 def _folder_name(variant):

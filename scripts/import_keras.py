@@ -22,6 +22,7 @@ from absl import flags
 
 from digitnet import cli
 from digitnet import environment
+from digitnet import overrides
 from digitnet.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -30,7 +31,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the new run lives.')
 
 def main() -> None:
   sys.path.insert(0, str(_ROOT))  # for configs, which are not installed
-  config, rest = cli.parse_flags(
+  config, rest = overrides.parse(
       __doc__,
       'The network, and the data to score or train on; default: configs/default.py.',
       _ROOT / 'configs/default.py',

@@ -113,19 +113,6 @@ def test_closed_streams_are_no_fault(run_python, tmp_path):
   assert process.returncode == 0
 
 
-def test_a_file_of_flags_may_name_the_config(run_python, tmp_path):
-  """The config of a --flagfile is not seen, and the default one clashes with it."""
-  (tmp_path / 'flags').write_text('--config=configs/quick.py\n--config.seed=7\n')
-  code = (
-      'import sys; from digitnet import cli;'
-      f" sys.argv = ['x', '--flagfile', '{tmp_path}/flags', '--config.batch_size=64'];"
-      " config, rest = cli.parse_flags('', '', 'configs/default.py');"
-      ' print(config.duration, config.seed, config.batch_size, rest)'
-  )
-  process = run_python('-c', code)
-  assert process.stdout == '3 epochs 7 64 []\n', process.stderr
-
-
 def test_faults_of_ours_keep_their_traceback(capsys):
   """A bug is shown as one line, and cannot be found."""
 

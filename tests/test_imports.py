@@ -7,9 +7,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # From the bottom up; a module may import only from earlier lines.
 LAYERS = [
-    {'errors', 'digest', 'machine', 'environment', 'calibration', 'corruptions', 'data.label_errors', 'products'},
+    {'errors', 'digest', 'machine', 'environment', 'calibration', 'corruptions', 'data.label_errors', 'products', 'config_history'},
     {'atomic', 'data.files', 'durations', 'winograd', 'augment', 'optim', 'rng', 'console', 'data.corpus', 'pictures', 'scored'},
-    {'tensorboard', 'ops', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli'},
+    {'tensorboard', 'ops', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli', 'overrides'},
     {'onednn', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
     {'model', 'data.tfds_source', 'data.user_files'},
     {'metrics', 'imaging', 'data.sources'},

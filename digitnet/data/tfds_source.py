@@ -155,7 +155,8 @@ def _prepare_and_read(base, folder):
         download_config=tfds.download.DownloadConfig(manual_dir=folder)
     )
   except download_manager.NonMatchingChecksumError as error:
-    raise _WrongChecksum(f'{brief(error)} fetch that file again') from None
+    first_line = str(error).strip().splitlines()[0]
+    raise _WrongChecksum(f'{first_line} fetch that file again') from None
   except OSError:
     # When several processes prepare it at once, the first to finish gives it its name.
     builder = make_builder()

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from digitnet import config as config_lib
+from digitnet import config_history
 from digitnet import digest
 from digitnet import lock
 from digitnet import results as results_lib
@@ -171,7 +172,7 @@ def test_config_json(tmp_path_factory, a_config, data):
   try:
     config = run.load_config()
     config_lib.validate(config)
-    assert not config_lib.differences(
+    assert not config_history.differences(
         config_lib.flatten(config), config_lib.flatten(config)
     )
   except UserError:
