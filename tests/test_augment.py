@@ -262,7 +262,7 @@ def test_draws_are_those_of_earlier_versions(change, means):
 
 
 def test_draws_of_inversion_and_mixup_are_those_of_earlier_versions():
-  """As above: these two are numbers 6 and 5."""
+  """Turning one change on alters another's draws, or runs are no longer drawn alike."""
   keys = jax.random.split(jax.random.key(3), 8)
   images = np.zeros((8, 2, 2, 1), np.float32)
   out = augment.augment(images, keys, augment.Strengths(inverted_share=0.5))

@@ -27,7 +27,7 @@ def test_another_seed_begins_with_another_network(tiny_config):
 
 
 def test_a_resumed_run_names_its_new_machine(monkeypatch, capsys):
-  """Or the next resume says that the machine has changed when it has not."""
+  """Every later resume says that the machine has changed when it has not."""
   monkeypatch.setattr(cluster, 'arrays_from_main', lambda tree, like: tree)
   monkeypatch.setattr(start.jax, 'eval_shape', lambda init: None)
   saved = (object(), Progress('data', {'count': 99}))

@@ -305,32 +305,6 @@ def test_every_knob_of_the_step_reaches_it(tiny_config, monkeypatch):
   assert scales == [1, 1, 0.25, 0.25]
 
 
-def test_other_data_are_refused_on_resume(tiny_config, tmp_path, monkeypatch):
-  """After its data moved away, a run goes on training on other images."""
-  config = tiny_config({'checkpoint_every': '4 steps'})
-  monkeypatch.setattr(
-      'digitnet.step_reports.check_finite', _fail_at(9)
-  )
-  with pytest.raises(TrainingFailed):
-    train.train_and_evaluate(config, str(tmp_path))
-  monkeypatch.undo()
-  monkeypatch.setattr(
-      'digitnet.data.bundled.to_mnist_form',
-      lambda images: np.zeros((len(images), 28, 28, 1), np.uint8),
-  )
-  with pytest.raises(UserError, match='the data are not those the run began with'):
-    train.train_and_evaluate(config, str(tmp_path))
-
-
-def _fail_at(wanted):
-  def check(step, values):
-    del values
-    if step == wanted:
-      raise TrainingFailed(f'step {step}')
-
-  return check
-
-
 def test_non_finite_loss_stops_with_its_step(tiny_config, tmp_path):
   """Training continues with NaN to the end."""
   config = tiny_config({
@@ -410,7 +384,7 @@ def test_kaggle_run_leaves_a_submission(tiny_config, tmp_path, digits, monkeypat
   assert metrics.num_correct == int((np.array(predicted) == labels).sum())
 
 
-def test_stop_before_the_end_is_not_lost_outside_the_main_thread(tiny_config, tmp_path):
+def test_training_works_outside_the_main_thread(tiny_config, tmp_path):
   """A thread of a notebook or a test cannot train, since it may not set signal handlers."""
   import threading
 

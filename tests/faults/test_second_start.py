@@ -205,7 +205,7 @@ before(metrics_log.MetricsLog, 'write', strike)
 
 
 def test_tensorboard_writer_fails(runs, unbroken, tmp_path):
-  """Row 16. The same, or the writer's queue blocks training."""
+  """Row 16. A writer that fails ends the run, or its queue blocks training."""
   fault = """
 from tensorboardX import event_file_writer
 def strike(self, event):
