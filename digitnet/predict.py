@@ -9,6 +9,7 @@ from scipy import special
 from digitnet import augment
 from digitnet import config as config_lib
 from digitnet import console
+from digitnet import forms
 from digitnet import model as model_lib
 from digitnet import rng
 from digitnet import steps
@@ -43,7 +44,7 @@ class Predictor:
     Args:
       workdir: the run's folder.
       freeze: whether `probs` is tuned for many calls of the same N; see
-        `model.bind_params`.
+        `forms.bind_params`.
 
     Raises:
       UserError: `workdir` holds no run, or no checkpoint that can be restored.
@@ -55,15 +56,15 @@ class Predictor:
     self.dataset, self.params = _restore_best(run, model_lib.abstract_params(model))
     self._run = run
     # Without oneDNN, which makes the gradient for one image slower (scripts/README.md).
-    self._saliency_params = model_lib.operand_params(model, self.params)
+    self._saliency_params = forms.operand_params(model, self.params)
     self._saliency_step = jax.jit(steps.make_saliency_step(model))
-    model, jit = model_lib.for_inference(model)
+    model, jit = forms.for_inference(model)
     # From the params cast above, so that arrays which stay the same are shared.
-    params = model_lib.operand_params(model, self._saliency_params)
+    params = forms.operand_params(model, self._saliency_params)
     strengths = augment.Strengths(**self.config.augment).of_views
     self._has_views = strengths.is_any
     self._infer_step, self._infer_view_step = (
-        model_lib.bind_params(jit, step, params, freeze)
+        forms.bind_params(jit, step, params, freeze)
         for step in (
             steps.make_infer_step(model),
             steps.make_infer_step(model, strengths, _VIEWS_SCALE),

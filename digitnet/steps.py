@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from digitnet import augment
-from digitnet import model as model_lib
+from digitnet import forms
 from digitnet import parallel
 from digitnet import rng
 from digitnet.data.corpus import NUM_CLASSES
@@ -171,7 +171,7 @@ def make_train_step(
       params = state.params
       if model.by_onednn:
         # For bfloat16 kernels, oneDNN's gradients are in bfloat16: half as much to read.
-        params = model_lib.operand_params(model, params)
+        params = forms.operand_params(model, params)
       return jax.grad(loss_fn, has_aux=True)(params)
 
     grads, metrics = _sum_over_parts(sums_of, (batch, places), accumulation)

@@ -14,6 +14,7 @@ from digitnet import augment
 from digitnet import cluster
 from digitnet import config as config_lib
 from digitnet import finish
+from digitnet import forms
 from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import parallel
@@ -84,7 +85,7 @@ def _train_and_evaluate(config, run):
   # Read it now: the checkout may have changed by the end of the run.
   commit = results_lib.git_commit()
   dataset = sources.load(say, **config.data)
-  model = model_lib.for_training(DigitNet(**config.model))
+  model = forms.for_training(DigitNet(**config.model))
   say(model_lib.format_table(model_lib.layer_table(model)))
   plan = Plan.make(config, len(dataset.train))
   eval_step = parallel.pmap(

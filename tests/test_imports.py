@@ -12,7 +12,7 @@ LAYERS = [
     {'tensorboard', 'ops', 'data.splits', 'data.cache', 'data.idx', 'data.bundled', 'cli', 'overrides'},
     {'onednn', 'data.batches', 'data.kaggle', 'data.tfds_mnist'},
     {'model', 'data.tfds_source', 'data.user_files'},
-    {'metrics', 'imaging', 'data.sources'},
+    {'metrics', 'imaging', 'data.sources', 'forms'},
     {'config', 'parallel', 'progress', 'signals', 'lock', 'cluster'},
     {'steps', 'plan', 'workdir'},
     {'checkpoint', 'metrics_log', 'step_reports', 'results'},

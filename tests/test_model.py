@@ -15,8 +15,8 @@ from configs import quick
 from configs import record
 from configs import speedrun
 from configs import tpu
+from digitnet import forms
 from digitnet import model as model_lib
-from digitnet import onednn
 from digitnet import steps
 from digitnet.model import DigitNet
 from tests.conftest import random_params
@@ -222,47 +222,6 @@ def test_the_narrower_dtype_is_that_of_products(tiny_config):
   assert set(found.values()) == {'bfloat16'}
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('matmul_dtype', ['float32', 'bfloat16'])
-def test_onednn_is_asked_for_by_the_operands(monkeypatch, tiny_config, dtype, matmul_dtype):
-  """oneDNN gets bfloat16 products on a CPU without them, or trains in a cluster."""
-  asked = []
-  monkeypatch.setattr(onednn, 'is_available', lambda operand: not asked.append(operand))
-  net = _net(tiny_config({'model.dtype': dtype, 'model.matmul_dtype': matmul_dtype}))
-  quick, jit = model_lib.for_inference(net)
-  assert asked == ['bfloat16' if 'bfloat16' in (dtype, matmul_dtype) else 'float32']
-  assert quick.by_onednn and quick.inference and jit is onednn.jit
-  trained = model_lib.for_training(net)
-  assert trained.by_onednn == (dtype == 'bfloat16') and not trained.inference
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  assert not model_lib.for_training(net).by_onednn
-  monkeypatch.setattr(onednn, 'is_available', lambda operand: False)
-  assert model_lib.for_inference(net) == (net, jax.jit)
-
-
-@pytest.mark.parametrize('by_onednn', [False, True])
-@pytest.mark.parametrize('freeze', [False, True])
-def test_params_are_frozen_only_for_onednn(monkeypatch, by_onednn, freeze):
-  """A GPU's program holds a second copy of the params, or freezing has no effect."""
-  taken = []
-
-  def jit(function):
-    return lambda *args: taken.append(len(args)) or function(*args)
-
-  monkeypatch.setattr(onednn, 'jit', jit if by_onednn else None)
-  step = model_lib.bind_params(jit, lambda params, x: params['a'] - x, {'a': 5}, freeze)
-  assert step(3) == 2
-  assert taken == [1 if by_onednn and freeze else 2]
-
-
-def test_operands_are_cast_beforehand(tiny_config):
-  """Every inference casts all kernels again, or biases, which are only added, are rounded."""
-  net = _net(tiny_config({'model.matmul_dtype': 'bfloat16'}))
-  params = random_params(net)
-  for layer in model_lib.operand_params(net, params).values():
-    assert layer['kernel'].dtype == jnp.bfloat16 and layer['bias'].dtype == jnp.float32
-
-
 class _Normalized(DigitNet):
   """What a researcher may add: a layer of Flax's own, with other parameters."""
 
@@ -282,7 +241,7 @@ def test_layers_of_others_are_counted_and_left_as_they_are(tiny_config):
   wanted = steps.make_infer_step(net)(params, inputs)
   for inference in (False, True):
     form = net.clone(inference=inference)
-    taken = model_lib.operand_params(form, params)
+    taken = forms.operand_params(form, params)
     assert {x.dtype for x in taken['norm'].values()} == {jnp.dtype('float32')}
     found = steps.make_infer_step(form)(taken, inputs)
     np.testing.assert_allclose(found, wanted, atol=0.1)  # Kernels in bfloat16.
@@ -339,6 +298,6 @@ def test_products_are_of_the_narrower_dtype(tiny_config, dtype):
   images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
   as_they_are, rounded = (
       net.apply({'params': p}, images)
-      for p in (params, model_lib.operand_params(net, params))
+      for p in (params, forms.operand_params(net, params))
   )
   np.testing.assert_array_equal(as_they_are, rounded)

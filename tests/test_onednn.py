@@ -14,6 +14,7 @@ import pytest
 
 from configs import default
 from digitnet import augment
+from digitnet import forms
 from digitnet import model as model_lib
 from digitnet import onednn
 from digitnet import optim
@@ -89,7 +90,7 @@ def test_it_is_used_where_it_is_said_to_be(operands):
   step = jax.jit(steps.make_infer_step(net), compiler_options=onednn.OPTIONS)
   images = jax.ShapeDtypeStruct((128, 28, 28, 1), np.uint8)
   params = jax.eval_shape(
-      lambda key: model_lib.operand_params(
+      lambda key: forms.operand_params(
           net, model_lib.init_params(DigitNet(**config.model), key)
       ),
       jax.random.key(0),
@@ -110,10 +111,10 @@ def test_frozen_kernels_are_laid_out_beforehand(operands, tiny_config, monkeypat
   """XLA takes constants as it takes arguments, and freezing only costs memory."""
   if not onednn.is_available(operands):
     pytest.skip(f'{operands}: no oneDNN, or no bfloat16 instructions here')
-  model, _ = model_lib.for_inference(
+  model, _ = forms.for_inference(
       DigitNet(**tiny_config({'model.matmul_dtype': operands}).model)
   )
-  params = model_lib.operand_params(model, random_params(model.clone(inference=False)))
+  params = forms.operand_params(model, random_params(model.clone(inference=False)))
   programs = []
 
   def jit(function):
@@ -124,7 +125,7 @@ def test_frozen_kernels_are_laid_out_beforehand(operands, tiny_config, monkeypat
   step = steps.make_infer_step(model)
   with onednn.cache_takes_nothing():
     for freeze in (False, True):
-      model_lib.bind_params(jit, step, params, freeze)(np.zeros((64, 28, 28, 1), np.uint8))
+      forms.bind_params(jit, step, params, freeze)(np.zeros((64, 28, 28, 1), np.uint8))
   laid_out = [program.count('"weights_prepacked":true') for program in programs]
   assert laid_out[0] == 0 and laid_out[1] >= len(model.dense_features)
 
@@ -207,9 +208,9 @@ def _check_gradients(layer, reference, arrays, operands, *options):
 def test_training_in_bfloat16_is_by_onednn(digits):
   """XLA computes one layer's gradient in place of oneDNN, and the step is twice as slow."""
   config = default.get_config()
-  assert not model_lib.for_training(DigitNet(**config.model)).by_onednn
+  assert not forms.for_training(DigitNet(**config.model)).by_onednn
   config.model.dtype = 'bfloat16'
-  net = model_lib.for_training(DigitNet(**config.model))
+  net = forms.for_training(DigitNet(**config.model))
   assert net.by_onednn == onednn.is_available('bfloat16')
   if not net.by_onednn:
     pytest.skip('bfloat16: no oneDNN, or no bfloat16 instructions here')
@@ -417,7 +418,7 @@ def _got_and_want(config, images):
     want = _in_float64(net, params, images)
   net = net.clone(by_onednn=True, inference=True)
   infer_step = _jit(net.operand_dtype)(steps.make_infer_step(net))
-  return np.asarray(infer_step(model_lib.operand_params(net, params), images)), want
+  return np.asarray(infer_step(forms.operand_params(net, params), images)), want
 
 
 def _in_float64(net, params, images):

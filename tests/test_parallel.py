@@ -50,9 +50,9 @@ def test_replicate_first_shard_and_mean(on_devices):
 
 _IN_BFLOAT16 = """
 import jax, jax.numpy as jnp, numpy as np
-from digitnet import augment, model, optim, parallel, steps
+from digitnet import augment, forms, optim, parallel, steps
 from tests.conftest import random_params, small_net
-net = model.for_training(small_net(4, 0.5, dtype='bfloat16'))
+net = forms.for_training(small_net(4, 0.5, dtype='bfloat16'))
 schedule = optim.make_schedule('constant', 0.01, 10, 0)
 optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
 state = steps.init_state(random_params(net), optimizer)

@@ -12,7 +12,7 @@ import pytest
 from digitnet import augment
 from digitnet import corruptions
 from digitnet import digest
-from digitnet import model as model_lib
+from digitnet import forms
 from digitnet import predict
 from digitnet.data import bundled
 from digitnet.data import sources
@@ -358,7 +358,7 @@ def test_every_view_is_by_what_is_quickest(workdir, monkeypatch):
   """XLA computes layers in oneDNN's form, in three times the time."""
   made = []
   jit = lambda step: made.append(step) or step
-  monkeypatch.setattr(model_lib, 'for_inference', lambda model: (model, jit))
+  monkeypatch.setattr(forms, 'for_inference', lambda model: (model, jit))
   predict.Predictor(str(workdir))
   assert len(made) == 2
 

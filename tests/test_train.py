@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from digitnet import forms
 from digitnet import model as model_lib
 from digitnet import onednn
 from digitnet import optim
@@ -417,7 +418,7 @@ def test_what_is_hardly_meant_is_warned_of(overrides, says, tiny_config, monkeyp
   monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
   monkeypatch.setattr(onednn, 'is_available', lambda operand_dtype: False)
   config = tiny_config(overrides)
-  model = model_lib.for_training(model_lib.DigitNet(**config.model))
+  model = forms.for_training(model_lib.DigitNet(**config.model))
   train._warn_of_waste(config, Plan.make(config, 970), model)
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == bool(says) and all(says in line for line in lines), lines

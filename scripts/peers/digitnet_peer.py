@@ -19,6 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # for configs
 
 from configs import default
 from digitnet import augment
+from digitnet import forms
 from digitnet import model as model_lib
 from digitnet import optim
 from digitnet import parallel
@@ -38,7 +39,7 @@ class Digitnet:
     config = default.get_config()
     if bf16:
       config.model.dtype = 'bfloat16'
-    model = model_lib.for_training(model_lib.DigitNet(**config.model))
+    model = forms.for_training(model_lib.DigitNet(**config.model))
     schedule = optim.make_schedule('constant', 1e-3, 1, 0)
     optimizer = optim.make_optimizer(schedule, 0.9, 0.999, 1e-8)
     params = traverse_util.unflatten_dict(weights, sep='/')
@@ -90,6 +91,6 @@ class Digitnet:
   @functools.cached_property
   def _infer_step(self):
     """With frozen params, as the best of the peers: those of the first inference."""
-    model, jit = model_lib.for_inference(self._model)
-    params = model_lib.operand_params(model, parallel.first(self._state.params))
-    return model_lib.bind_params(jit, steps.make_infer_step(model), params, freeze=True)
+    model, jit = forms.for_inference(self._model)
+    params = forms.operand_params(model, parallel.first(self._state.params))
+    return forms.bind_params(jit, steps.make_infer_step(model), params, freeze=True)
