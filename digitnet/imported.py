@@ -51,5 +51,5 @@ def begin_run(
   _, optimizer = optim.make(config.optim, config.batch_size, 1, 0)
   state = steps.init_state(params, optimizer, config.optim.average_decay > 0)
   with run.claimed(config), Checkpoints(run.checkpoints) as checkpoints:
-    checkpoints.save(state, Progress(dataset.fingerprint, machine.shape()))
+    checkpoints.save(state, Progress(dataset.fingerprint, machine.properties()))
   return run

@@ -1,4 +1,4 @@
-"""The machine's shape, on which a run's exact bits depend besides its config."""
+"""The machine's properties, on which a run's exact bits depend besides its config."""
 
 import functools
 import os
@@ -39,9 +39,9 @@ def processor() -> dict[str, str]:
   return {name: found[name] for name in ('model name', 'flags') if name in found}
 
 
-def shape() -> dict[str, Any]:
+def properties() -> dict[str, Any]:
   """All properties of the machine that can change how sums are rounded."""
-  properties = {
+  found = {
       **devices(),
       'processes': jax.process_count(),
       # On CPU, XLA divides its work by the number of cores that it may use.
@@ -49,17 +49,17 @@ def shape() -> dict[str, Any]:
       'jax': jax.__version__,
       'jaxlib': jaxlib.__version__,
   }
-  if properties['platform'] == 'cpu':
-    properties['processor'] = processor().get('model name', platform.processor())
+  if found['platform'] == 'cpu':
+    found['processor'] = processor().get('model name', platform.processor())
     # XLA and oneDNN choose their code by these.
     flags = processor().get('flags', '').split()
     vectors = (flag for flag in flags if flag.startswith(('avx', 'amx', 'fma')))
-    properties['vectors'] = ' '.join(sorted(vectors))
-  return properties
+    found['vectors'] = ' '.join(sorted(vectors))
+  return found
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-  """The properties of two shapes that differ, as text; one that either lacks counts as equal."""
+  """What differs, as text; a property that either lacks counts as equal."""
   return ', '.join(
       f'{name}: {old[name]} -> {new[name]}'
       for name in new

@@ -21,11 +21,11 @@ class BatchMetrics(struct.PyTreeNode):
   """Sums over the examples of one batch that its mask selects, on device.
 
   Attributes:
-    loss: [] float32, the summed cross-entropy in nats.
+    loss_sum: [] float32, the summed cross-entropy in nats.
     confusion: [10, 10] int32, counts by true (row) and predicted (column) digit.
   """
 
-  loss: jax.Array
+  loss_sum: jax.Array
   confusion: jax.Array
 
   @classmethod
@@ -35,7 +35,7 @@ class BatchMetrics(struct.PyTreeNode):
     predicted = jnp.argmax(logits, axis=-1)
     confusion = jnp.zeros((NUM_CLASSES, NUM_CLASSES), jnp.int32)
     return cls(
-        loss=jnp.sum(jnp.where(mask, losses, 0)),
+        loss_sum=jnp.sum(jnp.where(mask, losses, 0)),
         confusion=confusion.at[labels, predicted].add(mask.astype(jnp.int32)),
     )
 
@@ -45,18 +45,18 @@ class Metrics:
   """Sums over any number of batches, on the host, in 64 bits.
 
   Attributes:
-    loss: the summed cross-entropy in nats.
+    loss_sum: the summed cross-entropy in nats.
     confusion: [10, 10] int64, counts by true (row) and predicted (column) digit.
   """
 
-  loss: float = 0.0
+  loss_sum: float = 0.0
   confusion: np.ndarray = dataclasses.field(
       default_factory=lambda: np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
   )
 
   def merge(self, other: Metrics | BatchMetrics) -> Metrics:
     return Metrics(
-        loss=self.loss + float(other.loss),
+        loss_sum=self.loss_sum + float(other.loss_sum),
         confusion=self.confusion + np.asarray(other.confusion, np.int64),
     )
 
@@ -69,7 +69,7 @@ class Metrics:
     of_label = probs[np.arange(len(labels)), labels]
     # Avoids log(0): most probabilities are float32, where smaller values underflow.
     losses = -np.log(np.maximum(of_label, np.finfo(np.float32).tiny))
-    return cls(loss=float(losses.sum()), confusion=confusion)
+    return cls(loss_sum=float(losses.sum()), confusion=confusion)
 
   @property
   def num_examples(self) -> int:
@@ -85,14 +85,14 @@ class Metrics:
     if not count:
       raise ValueError('no example was counted')
     return {
-        'loss': self.loss / count,
+        'loss': self.loss_sum / count,
         'accuracy': self.num_correct / count,
         'num_errors': count - self.num_correct,
         'num_examples': count,
     }
 
   def to_json(self) -> dict:
-    return {'loss': self.loss, 'confusion': self.confusion.tolist()}
+    return {'loss': self.loss_sum, 'confusion': self.confusion.tolist()}
 
   @classmethod
   def from_json(cls, saved: dict) -> Metrics:

@@ -16,7 +16,7 @@ class Progress:
   Attributes:
     dataset: fingerprint of the data, which a resume may not change.
     window: metric sums since the last training line.
-    machine: `machine.shape()` where the state was saved; None in old files.
+    machine: `machine.properties()` where the state was saved; None in old files.
     evaluations: a summary of each validation, with its `step`, and `lost` if the
       checkpoint of that step is lost.
     train_seconds: time in training steps, over all starts.
@@ -55,6 +55,11 @@ class Progress:
     for one in self.evaluations:
       if one['step'] not in steps:
         one['lost'] = True
+
+  @property
+  def images_per_second(self) -> float | None:
+    """The speed of training over all starts; None before anything has been timed."""
+    return self.train_images / self.train_seconds if self.train_images else None
 
   @property
   def wall_seconds(self) -> float:

@@ -60,11 +60,7 @@ def collect(
       'validation': best,
       'test': test.summary() if test.num_examples else None,
       'digests': digests,
-      'images_per_second': (
-          progress.train_images / progress.train_seconds
-          if progress.train_images
-          else None
-      ),
+      'images_per_second': progress.images_per_second,
       'wall_seconds': progress.wall_seconds,
       'devices': machine.devices(),
       'versions': {

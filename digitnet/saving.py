@@ -6,7 +6,6 @@ import optax
 from digitnet import cluster
 from digitnet import parallel
 from digitnet.checkpoint import Checkpoints
-from digitnet.console import Pace
 from digitnet.errors import Stopped
 from digitnet.metrics_log import MetricsLog
 from digitnet.plan import Plan
@@ -30,12 +29,11 @@ class Saving:
       checkpoints: Checkpoints,
       log: MetricsLog,
       progress: Progress,
-      pace: Pace,
       saved_step: int,
   ):
     """The step that the run starts from, `saved_step`, is not saved again."""
     self._plan, self._run, self._checkpoints = plan, run, checkpoints
-    self._log, self._progress, self._pace = log, progress, pace
+    self._log, self._progress = log, progress
     self._saved_step = saved_step
 
   def is_due(self, step: int) -> bool:
@@ -57,8 +55,6 @@ class Saving:
     """
     signum = stop.signum  # Read once, since a signal may come at any time.
     if signum is not None or self.is_due(step):
-      self._progress.train_seconds = self._pace.seconds
-      self._progress.train_images = self._pace.num_images
       if cluster.is_main():
         save(self._checkpoints, state, self._progress, self._log)
       self._saved_step = step

@@ -36,7 +36,7 @@ def fresh_or_resumed(
     params = model_lib.init_params(model, rng.stream_key(seed, 'init'))
     return steps.init_state(params, optimizer, has_average)
 
-  here = machine.shape()
+  here = machine.properties()
   like = jax.eval_shape(init)
   restored = checkpoints.restore_newest(like)
   if not cluster.from_main(restored is not None):

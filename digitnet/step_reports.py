@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import math
 
 from digitnet import parallel
-from digitnet.console import Pace
 from digitnet.errors import TrainingFailed
+from digitnet.pace import Pace
 from digitnet.progress import Progress
 from digitnet.steps import StepReport
 
@@ -46,7 +46,7 @@ class Reports:
     step, wait = self._waiting.popleft()
     report = wait()
     check_finite(
-        step, {'loss': report.metrics.loss, 'grad_norm': report.grad_norm}
+        step, {'loss': report.metrics.loss_sum, 'grad_norm': report.grad_norm}
     )
     self._progress.window = self._progress.window.merge(report.metrics)
     self._pace.step(int(report.metrics.confusion.sum()))

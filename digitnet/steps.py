@@ -162,7 +162,7 @@ def make_train_step(
       def loss_fn(params):
         logits = model.apply({'params': params}, images, dropout_keys)
         metrics = BatchMetrics.compute(logits, labels, batch.mask)
-        loss = metrics.loss
+        loss = metrics.loss_sum
         if label_smoothing or strengths.mixup:
           losses = optax.softmax_cross_entropy(logits, targets)
           loss = jnp.sum(jnp.where(batch.mask, losses, 0))

@@ -23,7 +23,6 @@ from digitnet import signals
 from digitnet import start
 from digitnet import steps
 from digitnet.checkpoint import Checkpoints
-from digitnet.console import Pace
 from digitnet.console import say
 from digitnet.console import warn
 from digitnet.data import batches
@@ -33,6 +32,7 @@ from digitnet.errors import UserError
 from digitnet.metrics import Metrics
 from digitnet.metrics_log import MetricsLog
 from digitnet.model import DigitNet
+from digitnet.pace import Pace
 from digitnet.plan import Plan
 from digitnet.progress import Progress
 from digitnet.saving import Saving
@@ -167,7 +167,7 @@ def train(
       batches.num_images(n, len(dataset.train), config.batch_size)
       for n in (step, plan.last_step)
   )
-  pace = Pace(total, done, progress.train_seconds, progress.train_images)
+  pace = Pace(progress, total, done)
   reports = Reports(progress, pace)
   validation = Validation(
       plan,
@@ -177,7 +177,7 @@ def train(
       log,
       progress,
   )
-  saving = Saving(plan, run, checkpoints, log, progress, pace, saved_step=step)
+  saving = Saving(plan, run, checkpoints, log, progress, saved_step=step)
   # Several processes may only stop together: `cluster.is_stopping` asks them all.
   if cluster.count() == 1:
     stopping = signals.stop_request()
@@ -293,7 +293,7 @@ def _log_training(step, plan, report, progress, log, pace):
       **summary,
       'learning_rate': float(report.learning_rate),
       'grad_norm': float(report.grad_norm),
-      'images_per_second': pace.images_per_second,
+      'images_per_second': progress.images_per_second,
   })
   pace.show(f'step {step:,}/{plan.last_step:,}', summary)
 

@@ -139,7 +139,7 @@ def kernel_grads(
     rows = _rows_of_tiles(some_grads, 0, _TILE)
     rhs = lax.optimization_barrier(_sums(of_grads, rows))
     added = [
-        _product_over_pixels(*operands, k_w) for operands in zip(lhs, rhs, strict=True)
+        _product_with_shifts(*operands, k_w) for operands in zip(lhs, rhs, strict=True)
     ]
     return [total + new for total, new in zip(totals, added, strict=True)], None
 
@@ -155,7 +155,7 @@ def kernel_grads(
   return total.reshape(k_h, channels_in, k_w, channels_out).swapaxes(1, 2)
 
 
-def _product_over_pixels(images, grads, num_columns):
+def _product_with_shifts(images, grads, num_columns):
   """All horizontal shifts of the gradients by the images: [C_in, K_w * C_out]."""
   width = images.shape[2]
   # Shifting an image to the right is the same as shifting the gradients to the left.

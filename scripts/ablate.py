@@ -33,6 +33,9 @@ import subprocess
 import sys
 import threading
 
+from absl import flags
+from ml_collections import config_flags
+
 from digitnet import cli
 from digitnet import console
 from digitnet import overrides
@@ -205,9 +208,7 @@ def _config_flags(variant, repeat, args):
 
 def _check(variant, args):
   """Raises UserError now for what main.py would refuse only after hours of other runs."""
-  from absl import flags
-  from digitnet import config as config_lib
-  from ml_collections import config_flags
+  from digitnet import config as config_lib  # which imports JAX
 
   for change in (*args.set, *variant.split()):
     key = change.partition('=')[0]

@@ -108,7 +108,7 @@ def time_saves(folder: pathlib.Path, repeats: int, num_steps: int) -> dict:
     checkpoints.wait()
     return seconds, blocked, time.perf_counter() - started - seconds, _peak()
 
-  progress = Progress('random', machine.shape())
+  progress = Progress('random', machine.properties())
   path = epath.Path(folder)
   path.mkdir()
   with MetricsLog(path / 'metrics.jsonl', path / 'tb', 0) as log, Checkpoints(
@@ -121,7 +121,7 @@ def time_saves(folder: pathlib.Path, repeats: int, num_steps: int) -> dict:
   cost = statistics.median(a[0] - b[0] for a, b in rows)
   step_seconds = statistics.median(x[0] for x in without) / num_steps
   return {
-      'machine': machine.shape(),
+      'machine': machine.properties(),
       'repeats': repeats,
       'step_seconds': round(step_seconds, 4),
       'state_bytes': sum(x.nbytes for x in jax.tree.leaves(parallel.first(state))),

@@ -80,7 +80,7 @@ def test_round_trip_is_exact(open_folder, has_average):
   np.testing.assert_array_equal(
       params['dense1']['kernel'], state.evaluated['dense1']['kernel']
   )
-  assert loaded.window.loss == progress.window.loss
+  assert loaded.window.loss_sum == progress.window.loss_sum
   np.testing.assert_array_equal(loaded.window.confusion, progress.window.confusion)
   assert loaded.evaluations == progress.evaluations and loaded.best_step == 7
   assert loaded.wall_seconds > 0

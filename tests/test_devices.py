@@ -52,7 +52,7 @@ def evaluation():
     rows = metrics.confusion.sum(axis=1)
     assert (rows == np.bincount(labels[:n], minlength=10)).all(), n
     assert metrics.num_examples == n and logits.shape == (n, 10), n
-  return float(metrics.loss), metrics.num_correct
+  return float(metrics.loss_sum), metrics.num_correct
 
 print(json.dumps({
     'float32': curve('float32', 0.0),

@@ -14,7 +14,7 @@ LAYERS = [
     {'model', 'data.tfds_source', 'data.user_files'},
     {'metrics', 'imaging', 'data.sources', 'forms'},
     {'config', 'parallel', 'progress', 'signals', 'lock', 'cluster'},
-    {'steps', 'plan', 'workdir'},
+    {'steps', 'plan', 'workdir', 'pace'},
     {'checkpoint', 'metrics_log', 'step_reports', 'results'},
     {'evaluate', 'report', 'saving', 'start'},
     {'finish', 'validation', 'predict', 'compare', 'export.network', 'export.card', 'imported'},

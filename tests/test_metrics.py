@@ -51,7 +51,7 @@ def test_a_batch_of_two_weighs_less_than_one_of_forty():
     merged = merged.merge(_compute(logits, labels, mask))
   logits, labels = (np.concatenate(parts) for parts in zip(*batches))
   whole = _compute(logits, labels, np.ones(42, bool))
-  assert merged.summary()['loss'] == pytest.approx(float(whole.loss) / 42, rel=1e-6)
+  assert merged.summary()['loss'] == pytest.approx(float(whole.loss_sum) / 42, rel=1e-6)
 
 
 def test_json_keeps_every_bit():
@@ -59,14 +59,14 @@ def test_json_keeps_every_bit():
   logits, labels = _batch(9)
   metrics = Metrics().merge(_compute(logits, labels, np.ones(9, bool)))
   again = Metrics.from_json(metrics.to_json())
-  assert again.loss == metrics.loss
+  assert again.loss_sum == metrics.loss_sum
   np.testing.assert_array_equal(again.confusion, metrics.confusion)
 
 
 def test_a_sum_that_is_new_begins_at_zero():
   """Whoever adds a metric can use none of the older checkpoints."""
   metrics = Metrics.from_json({'confusion': Metrics().confusion.tolist()})
-  assert metrics.loss == 0
+  assert metrics.loss_sum == 0
 
 
 def test_nothing_counted_is_no_accuracy():
@@ -80,4 +80,4 @@ def test_probabilities_are_counted_as_logits_are():
   probs = np.eye(10, dtype=np.float32)[[3, 7]]
   metrics = Metrics.of_probs(probs, np.array([5, 7]))
   assert metrics.confusion[5, 3] == metrics.confusion[7, 7] == 1
-  assert metrics.loss == pytest.approx(-np.log(np.finfo(np.float32).tiny))
+  assert metrics.loss_sum == pytest.approx(-np.log(np.finfo(np.float32).tiny))

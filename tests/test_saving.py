@@ -55,7 +55,6 @@ def _saving(calls, progress=None, saved_step=0):
       _checkpoints(calls),
       types.SimpleNamespace(sync=lambda step: calls.append('lines')),
       progress or Progress('data'),
-      types.SimpleNamespace(seconds=2.5, num_images=640),
       saved_step,
   )
 
@@ -92,7 +91,6 @@ def test_a_signal_saves_first(calls, state):
     _saving(calls, progress).run(7, state, stop)
   assert raised.value.signum == signal.SIGTERM
   assert calls == ['wait', 'lines', 'save', 'wait']
-  assert (progress.train_seconds, progress.train_images) == (2.5, 640)
 
 
 def test_lines_are_on_the_disk_before_a_checkpoint_counts_on_them(

@@ -34,7 +34,7 @@ def test_a_resumed_run_names_its_new_machine(monkeypatch, capsys):
   checkpoints = types.SimpleNamespace(restore_newest=lambda like: saved)
   data = types.SimpleNamespace(fingerprint='data')
   _, progress = start.fresh_or_resumed(checkpoints, None, None, 0, data, False)
-  assert progress.machine == machine.shape()
+  assert progress.machine == machine.properties()
   assert 'on another machine (count: 99 -> ' in capsys.readouterr().err
   saved = (object(), progress)
   start.fresh_or_resumed(checkpoints, None, None, 0, data, False)
@@ -47,11 +47,11 @@ def test_another_processor_is_another_machine(monkeypatch):
   monkeypatch.setattr(
       machine, 'processor', lambda: {'model name': 'A', 'flags': 'fpu avx512_bf16 avx'}
   )
-  one = machine.shape()
+  one = machine.properties()
   assert one['processor'] == 'A' and one['vectors'] == 'avx avx512_bf16'
   monkeypatch.setattr(machine, 'processor', lambda: {'model name': 'A', 'flags': 'fpu avx'})
-  changes = machine.differences(one, machine.shape())
+  changes = machine.differences(one, machine.properties())
   assert changes == 'vectors: avx avx512_bf16 -> avx'
   # Runs of before knew less of their machine.
   del one['vectors']
-  assert not machine.differences(one, machine.shape())
+  assert not machine.differences(one, machine.properties())

@@ -82,7 +82,7 @@ def test_update_is_adam_on_the_mean_cross_entropy(net, digits):
     return value, optax.global_norm(grads), optax.apply_updates(params, updates)
 
   value, norm, wanted = by_hand(state.params)
-  assert report.metrics.loss / 8 == pytest.approx(float(value), rel=1e-5)
+  assert report.metrics.loss_sum / 8 == pytest.approx(float(value), rel=1e-5)
   assert report.metrics.confusion.sum() == 8
   assert report.grad_norm == pytest.approx(float(norm), rel=1e-4)
   for ours, theirs in zip(jax.tree.leaves(after.params), jax.tree.leaves(wanted)):
@@ -98,7 +98,7 @@ def test_padding_changes_nothing(net, digits):
   padded, of_padded = _run(
       step, state, images, labels, [3, 5, 7, 0, 0, 0, 0, 0], [True] * 3 + [False] * 5
   )
-  assert of_padded.metrics.loss == pytest.approx(of_short.metrics.loss, rel=1e-6)
+  assert of_padded.metrics.loss_sum == pytest.approx(of_short.metrics.loss_sum, rel=1e-6)
   np.testing.assert_array_equal(of_padded.metrics.confusion, of_short.metrics.confusion)
   assert of_padded.grad_norm == pytest.approx(of_short.grad_norm, rel=1e-5)
   for a, b in zip(jax.tree.leaves(padded.opt_state), jax.tree.leaves(short.opt_state)):
@@ -115,7 +115,7 @@ def test_accumulation_is_one_large_batch(net, digits):
     ends.append(_run(step, state, images, labels, indices, mask))
   (whole, of_whole), *others = ends
   for after, report in others:
-    assert report.metrics.loss == pytest.approx(of_whole.metrics.loss, rel=1e-5)
+    assert report.metrics.loss_sum == pytest.approx(of_whole.metrics.loss_sum, rel=1e-5)
     np.testing.assert_array_equal(
         report.metrics.confusion, of_whole.metrics.confusion
     )
@@ -162,7 +162,7 @@ def test_label_smoothing_is_minimized_and_not_reported(net, digits):
   _, smooth = _start(net(), label_smoothing=0.1)
   _, of_plain = _run(plain, state, images, labels, range(8), mask)
   after, of_smooth = _run(smooth, state, images, labels, range(8), mask)
-  assert of_smooth.metrics.loss == pytest.approx(of_plain.metrics.loss, rel=1e-6)
+  assert of_smooth.metrics.loss_sum == pytest.approx(of_plain.metrics.loss_sum, rel=1e-6)
 
   def loss(params):
     logits = net().apply({'params': params}, steps.to_float(images[:6]))
@@ -201,7 +201,7 @@ def test_mixup_mixes_labels_as_it_mixes_images(net, digits, smoothing):
   wanted = 0.1 * grads['logits']['kernel']
   np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-8)
   reported = pytest.approx(float(loss(state.params, one_hot)), rel=1e-5)
-  assert report.metrics.loss / 8 == reported
+  assert report.metrics.loss_sum / 8 == reported
 
 
 def test_average_follows_the_parameters(net, digits):
@@ -236,8 +236,8 @@ def test_dropout_and_augmentation_follow_seed_and_step(net, digits, rate, streng
       at = state.replace(step=jnp.int32(done))
       _, report = _run(step, at, images, labels, range(8), [True] * 8)
       _, again = _run(step, at, images, labels, range(8), [True] * 8)
-      assert again.metrics.loss == report.metrics.loss
-      losses[seed, done] = float(report.metrics.loss)
+      assert again.metrics.loss_sum == report.metrics.loss_sum
+      losses[seed, done] = float(report.metrics.loss_sum)
   assert len(set(losses.values())) == 4
 
 
@@ -316,7 +316,7 @@ def test_strengths_fade_in_the_step(net, digits):
   for done in (0, 1):
     at = state.replace(step=jnp.int32(done))
     faded, unchanged = (
-        float(_run(step, at, images, labels, range(8), [True] * 8)[1].metrics.loss)
+        float(_run(step, at, images, labels, range(8), [True] * 8)[1].metrics.loss_sum)
         for step in (fading, plain)
     )
     assert (faded == pytest.approx(unchanged, rel=1e-5)) == (done == 0)

@@ -350,9 +350,14 @@ def test_plateau_lowers_the_learning_rate(tiny_config, tmp_path, monkeypatch):
   assert rates[-1] < 0.6e-9
   config.duration = '30 steps'
   given, pace = [], train.Pace
-  monkeypatch.setattr(train, 'Pace', lambda *args: given.append(args) or pace(*args))
+
+  def note(progress, *counts):
+    given.append((progress.train_seconds, progress.train_images))
+    return pace(progress, *counts)
+
+  monkeypatch.setattr(train, 'Pace', note)
   train.train_and_evaluate(config, str(tmp_path), allow_changes=True)
-  ((*_, seconds, images),) = given
+  ((seconds, images),) = given
   assert seconds > 0 and images > 0  # From the first start.
   resumed = [x['learning_rate'] for x in _figures(tmp_path) if x['split'] == 'train']
   assert len(resumed) > len(rates) and max(resumed[len(rates) :]) <= rates[-1]

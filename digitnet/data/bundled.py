@@ -37,7 +37,7 @@ def to_mnist_form(images: np.ndarray) -> np.ndarray:
     [N, 28, 28, 1] uint8: scaled to 20x20 by cubic splines, then shifted by whole pixels to
     centre the mass, as far as possible without cutting off ink.
   """
-  from scipy import ndimage
+  from scipy import ndimage  # which takes a while, and no other source needs it
 
   # Spline interpolation is linear and separable: one matrix scales rows and columns.
   scale = ndimage.zoom(np.eye(8), (2.5, 1), order=3, mode='grid-constant', grid_mode=True)

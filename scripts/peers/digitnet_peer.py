@@ -67,7 +67,7 @@ class Digitnet:
   def loss(self, images, labels):
     examples, batch = self._inputs(images, labels)
     metrics, _ = self._eval_step(self._state.params, examples, batch)
-    return float(parallel.to_host(metrics).loss) / len(labels)
+    return float(parallel.to_host(metrics).loss_sum) / len(labels)
 
   def trainer(self, images, labels):
     examples, batch = self._inputs(images, labels)

@@ -149,7 +149,7 @@ def start_to_host(tree):
       if count == {count}:
         nan = tree.grad_norm * float('nan')
         tree = (tree.replace(grad_norm=nan) if {what!r} == 'grad_norm'
-                else tree.replace(metrics=tree.metrics.replace(loss=nan)))
+                else tree.replace(metrics=tree.metrics.replace(loss_sum=nan)))
     return tree
   return strike
 parallel.start_to_host = start_to_host
