@@ -98,8 +98,8 @@ class Predictor:
       images: [N, 28, 28, 1] uint8, white on black; at least one.
       num_views: number of views to average over (test-time augmentation). The first view
         is the image itself. Each other one changes all images in the same way, by the
-        run's augmentation at half strength, without noise, cutout and inversion. A run
-        without augmentation has no other view.
+        run's augmentation at half strength, without noise, cutout, inversion and mixup.
+        A run without augmentation has no other view.
 
     Returns:
       [N, 10] float32, rows summing to 1.

@@ -268,7 +268,7 @@ def _run(variant, repeat, args, processes):
   if code < 0:
     last = f'killed by signal {-code}'  # For example by the kernel, when out of memory.
   if code == 1 or code < 0:
-    console.error(f'{variant}, repeat {repeat}: failed: {last}')
+    console.note(f'{variant}, repeat {repeat}: failed: {last}')
     return None
   if 'holds a run of another config' in last:
     last = f'{workdir} holds a run of another config; name another --output ({last})'

@@ -102,26 +102,29 @@ def main() -> None:
     try:
       for measure in args.measures:
         rows.extend(getattr(bench, measure)())
-    finally:
-      # Also what was measured before a peer died or somebody pressed Ctrl-C.
+    except BaseException:
+      # A peer died, or somebody pressed Ctrl-C.
       if rows:
-        _report(bench.versions, losses + rows, args.peers, output)
+        console.note('ended early; what was measured until then:')
+        print(format_tables(_report(bench.versions, losses + rows), args.peers))
+      raise
+  report = _report(bench.versions, losses + rows)
+  tables = format_tables(report, args.peers)
+  print(tables)
+  if output:
+    (output / 'benchmark.json').write_text(json.dumps(report, indent=1))
+    (output / 'benchmark.md').write_text(tables)
+    _plot(report, output / 'benchmark.png')
 
 
-def _report(versions, rows, peers, output):
-  report = {
+def _report(versions, rows):
+  return {
       'command': ' '.join(['python', *sys.argv]),
       'date': datetime.date.today().isoformat(),
       'machine': _machine(),
       'versions': versions,
       'rows': rows,
   }
-  tables = format_tables(report, peers)
-  print(tables)
-  if output:
-    (output / 'benchmark.json').write_text(json.dumps(report, indent=1))
-    (output / 'benchmark.md').write_text(tables)
-    _plot(report, output / 'benchmark.png')
 
 
 class Worker:

@@ -225,7 +225,7 @@ def test_a_comparison_is_resumed_and_leaves_its_tables(tmp_path, run_python, tin
   assert shlex.split(made_by)[1:] == command
 
   # Other runs cannot begin there, and the flags that are named are the tool's own.
-  for change in ('seed=7', 'data.split_seed=7'):  # The latter no flag allows.
+  for change in ('optim.b1=0.8', 'data.split_seed=7'):  # The latter no flag allows.
     other = run_python(*command, '--set', change, env=QUICKLY_COMPILED)
     assert other.returncode == 2 and 'name another --output' in other.stderr
 

@@ -207,6 +207,12 @@ def test_the_files_are_what_was_printed(benchmark, monkeypatch, tmp_path, capsys
   with pytest.raises(UserError) if dies else contextlib.nullcontext():
     benchmark.main()
   assert prepared == [700]
+  if dies:
+    printed = capsys.readouterr()
+    assert '| train | 2 |' in printed.out and '| infer | 3 | 700 |' in printed.out
+    assert 'ended early' in printed.err
+    assert not list(tmp_path.iterdir())  # A complete result stays as it was.
+    return
   assert (tmp_path / 'benchmark.md').read_text() == capsys.readouterr().out[:-1]
   report = json.loads((tmp_path / 'benchmark.json').read_text())
   assert len(report['rows']) == 7 and report['rows'][-1]['case'] == 700

@@ -330,10 +330,14 @@ def test_on_a_phone_by_finger(playwright, browser, address):
     assert bars['y'] + bars['height'] <= size['height']
 
 
-@pytest.mark.parametrize('phone', ['Pixel 7 landscape', 'iPhone SE landscape'])
-def test_on_a_phone_held_sideways(playwright, browser, address, phone):
-  """The paper is taller than the screen, so that a digit cannot be drawn in one view."""
-  with _opened(browser, address, **playwright.devices[phone]) as page:
+@pytest.mark.parametrize('screen', ['Pixel 7 landscape', 'iPhone SE landscape', (600, 460)])
+def test_on_a_phone_held_sideways(playwright, browser, address, screen):
+  """The paper is taller than the screen, or the page wider, so that a digit does not fit."""
+  if isinstance(screen, tuple):
+    options = {'viewport': dict(zip(('width', 'height'), screen))}
+  else:
+    options = playwright.devices[screen]
+  with _opened(browser, address, **options) as page:
     size = page.viewport_size
     assert page.evaluate('document.documentElement.scrollWidth') <= size['width']
     for part in ('#paper', '#undo', '#clear', '#answer', '#bars'):

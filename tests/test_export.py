@@ -186,6 +186,13 @@ def test_another_model_is_refused(tmp_path, reason, make):
   assert 'a.keras' in str(told.value)
 
 
+def test_weights_of_other_shapes_are_told(tmp_path):
+  """Keras's reason, which comes after lines of context, is cut off."""
+  keras_model.build(_network(dense_features=(9, 8))).save_weights(tmp_path / 'a.weights.h5')
+  with pytest.raises(UserError, match='must match'):
+    keras_model.read_network(tmp_path / 'a.weights.h5', _network())
+
+
 # The scripts.
 
 

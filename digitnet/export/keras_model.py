@@ -13,7 +13,6 @@ import numpy as np
 
 from digitnet.data.corpus import IMAGE_SHAPE
 from digitnet.data.corpus import NUM_CLASSES
-from digitnet.errors import brief
 from digitnet.errors import UserError
 from digitnet.export.network import Network
 from digitnet.model import DigitNet
@@ -92,7 +91,7 @@ def read_network(path: pathlib.Path, like: Network) -> Network:
       model = keras.models.load_model(path, compile=False)
   # Damaged files make Keras raise nearly anything.
   except Exception as error:
-    raise UserError(f'{path}: not a Keras model of this network ({brief(error)})') from None
+    raise UserError(f'{path}: not a Keras model of this network ({_text(error)})') from None
   params = {}
   names, layers = _layer_names(like), _with_weights(model)
   if len(layers) != len(names):
@@ -123,7 +122,7 @@ def _check_alike(path, model, network):
   try:
     theirs = keras.ops.convert_to_numpy(_logits_model(model)(images))
   except Exception as error:
-    raise UserError(f'{path}: does not take [N, 28, 28, 1] images ({brief(error)})') from None
+    raise UserError(f'{path}: does not take [N, 28, 28, 1] images ({_text(error)})') from None
   ours = np.asarray(
       DigitNet(**network.config).apply({'params': network.params}, images)
   )
@@ -133,6 +132,11 @@ def _check_alike(path, model, network):
         f'{path}: has weights of the right shapes and yet computes something else (other'
         ' padding, pooling or activations than this network)'
     )
+
+
+def _text(error):
+  """Keras gives the reason after some lines of context."""
+  return ' '.join(str(error).split())[:300]
 
 
 def _logits_model(model):
