@@ -10,32 +10,31 @@ from digitnet.errors import TrainingFailed
 
 def write_atomically(path: epath.Path, text: str) -> None:
   """Writes or replaces a file; a reader sees the old or the new one, never a part."""
-  # A fixed name is enough: a folder has one writer, which overwrites what a kill left.
-  with replacing(path, f'{path.name}.tmp', 'w') as file:
+  with replacing(path, 'w') as file:
     file.write(text)
 
 
 @contextlib.contextmanager
-def replacing(path: epath.Path, temporary: str, mode: str):
+def replacing(path: epath.Path, mode: str, suffix: str = '.tmp'):
   """Opens a file beside `path` that takes its place if the block succeeds.
 
   Args:
     path: the file to write or replace.
-    temporary: the open file's name; if several processes may write `path` at the same
-      time, each needs its own.
     mode: 'w' for text, 'wb' for bytes.
+    suffix: of the open file's name. A fixed one is enough where a folder has one writer,
+      which overwrites what a kill left; of several writers each needs its own.
   """
-  open_one = path.parent / temporary
+  temporary = path.parent / (path.name + suffix)
   try:
-    with open_one.open(mode) as file:
+    with temporary.open(mode) as file:
       yield file
       file.flush()
       # Otherwise the rename may reach the disk before the content.
       os.fsync(file.fileno())
-    open_one.replace(path)
+    temporary.replace(path)
   except BaseException:
     with contextlib.suppress(OSError):
-      open_one.unlink(missing_ok=True)
+      temporary.unlink(missing_ok=True)
     raise
 
 

@@ -83,7 +83,7 @@ def write_mistakes(scored: Scored, folder: epath.Path) -> None:
   picture = folder / 'mistakes.png'
   picture.unlink(missing_ok=True)  # It may be left from a scoring with mistakes.
   if len(places):
-    with replacing(picture, f'{picture.name}.tmp', 'wb') as file:
+    with replacing(picture, 'wb') as file:
       pictures.save(mistakes_picture(scored), file)
 
 
@@ -331,7 +331,7 @@ class _Page:
     """Writes the pictures, then the page; returns its path."""
     self._folder.mkdir(parents=True, exist_ok=True)
     for name, content in self._files.items():
-      with replacing(self._folder / name, f'{name}.tmp', 'wb') as file:
+      with replacing(self._folder / name, 'wb') as file:
         file.write(content)
     page = self._folder / 'index.html'
     template = string.Template(_TEMPLATE.read_text())

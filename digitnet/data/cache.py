@@ -52,7 +52,7 @@ def load_or_make(path: epath.Path, make: Callable[[], Corpus]) -> Corpus:
   with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
     # Runs that start together may all make the copy.
-    with replacing(path, f'{path.name}.{os.getpid()}.tmp', 'wb') as file:
+    with replacing(path, 'wb', f'.{os.getpid()}.tmp') as file:
       np.savez(
           file,
           name=corpus.name,

@@ -128,7 +128,7 @@ def _fetch(folder):
           ' or give config.data.manual_dir a folder with its four .gz files'
       )
     # Outside the thread, so that a full disk is not taken for a missing network.
-    with replacing(path, f'{name}.{os.getpid()}.tmp', 'wb') as file:
+    with replacing(path, 'wb', f'.{os.getpid()}.tmp') as file:
       file.write(reply)
 
 
