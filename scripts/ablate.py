@@ -178,18 +178,23 @@ def _run_all(variants, args):
   }
 
 
-def _config_flags(variant, repeat, args):
-  """The flags of main.py for one run."""
+def _changes(variant):
+  """The variant's changes of the baseline, each as KEY=VALUE."""
   from configs import ablations
 
   if '=' in variant:
     # Not at the spaces of a tuple.
-    of_variant = re.split(r'\s+(?=[\w.]+=)', variant.strip())
-  else:
-    of_variant = [f'{key}={value}' for key, value in ablations.ABLATIONS[variant].items()]
+    return re.split(r'\s+(?=[\w.]+=)', variant.strip())
+  return [f'{key}={value}' for key, value in ablations.ABLATIONS[variant].items()]
+
+
+def _config_flags(variant, repeat, args):
+  """The flags of main.py for one run."""
+  from configs import ablations
+
   # The variant's own changes override --set. Each key is passed once, since
   # ml_collections joins the tuples of a key that is given twice.
-  given = dict(change.partition('=')[::2] for change in (*args.set, *of_variant))
+  given = dict(change.partition('=')[::2] for change in (*args.set, *_changes(variant)))
   num_folds = ablations.get_config().data.num_folds
   if (text := given.get('data.num_folds', '')).isdecimal():
     num_folds = int(text) or num_folds  # `_check` reports invalid numbers.
@@ -210,11 +215,11 @@ def _check(variant, args):
   """Raises UserError now for what main.py would refuse only after hours of other runs."""
   from digitnet import config as config_lib  # which imports JAX
 
-  for change in (*args.set, *variant.split()):
+  for change in (*args.set, *_changes(variant)):
     key = change.partition('=')[0]
     if key in _OF_REPEATS:
       raise UserError(f'{change}: is not for a variant nor --set; {_OF_REPEATS[key]}')
-  if any(change.startswith('data.') for change in variant.split()):
+  if any(change.startswith('data.') for change in _changes(variant)):
     raise UserError(
         f'{variant}: would be compared on other images than the baseline; give data.*'
         ' with --set, for all runs'
