@@ -58,10 +58,10 @@ def prepare(tune_malloc: bool = True) -> None:
   # Otherwise JAX would warn of each program that it cannot keep.
   if _is_writable(compiled):
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', compiled)
-  # Parameters and checkpoints are float32, whatever the user's other programs need.
-  os.environ['JAX_ENABLE_X64'] = 'false'
   # By default JAX caches only what took a second or more to compile.
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  # Parameters and checkpoints are float32, whatever the user's other programs need.
+  os.environ['JAX_ENABLE_X64'] = 'false'
 
 
 def trim_after_compiling() -> None:
